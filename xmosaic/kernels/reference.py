@@ -1,0 +1,88 @@
+"""PyTorch reference of every operation: any device, any float dtype, differentiable; it defines what is correct."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+# Gathered keys and values of one slice of query blocks stay below this many elements (256 MB in float32).
+_GATHER_ELEMENTS = 32 * 1024 * 1024
+
+
+def grouped_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Full attention of (batch, kv_head, group, query, d) over (batch, kv_head, key, d), any further batch dims first."""
+    *batch, group, length, d = query.shape
+    # Without a mask the queries of a group are just more queries, so keys are never repeated.
+    folded = query.reshape(-1, 1, group * length, d)
+    key, value = key.reshape(-1, 1, *key.shape[-2:]), value.reshape(-1, 1, *value.shape[-2:])
+    out = F.scaled_dot_product_attention(folded, key, value, scale=scale)
+    return out.reshape(*batch, group, length, d)
+
+
+def selected_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_indices: torch.Tensor,
+    block_size: int,
+    scale: float,
+) -> torch.Tensor:
+    batch, num_heads, points, d = query.shape
+    num_kv_heads = key.shape[1]
+    blocks, count = block_indices.shape[2:]
+    query = query.reshape(batch, num_kv_heads, num_heads // num_kv_heads, blocks, block_size, d)
+    query = query.transpose(2, 3)  # (batch, kv_head, block, group, query, d)
+    key, value = (x.reshape(batch, num_kv_heads, blocks, block_size * d) for x in (key, value))
+    step = max(1, _GATHER_ELEMENTS // (batch * num_kv_heads * count * block_size * d))
+    slices = []
+    for start in range(0, blocks, step):
+        picked = block_indices[:, :, start : start + step]
+        gathered = (_gather_blocks(x, picked).reshape(*picked.shape[:3], count * block_size, d) for x in (key, value))
+        slices.append(grouped_attention(query[:, :, start : start + step], *gathered, scale))
+    out = torch.cat(slices, dim=2) if len(slices) > 1 else slices[0]
+    return out.transpose(2, 3).reshape(batch, num_heads, points, d)
+
+
+def _gather_blocks(blocks: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    batch, heads, number, width = blocks.shape
+    base = torch.arange(batch * heads, device=blocks.device).view(batch, heads, 1, 1) * number
+    return blocks.reshape(-1, width).index_select(0, (base + indices).flatten())
+
+
+def select_blocks(query: torch.Tensor, key: torch.Tensor, count: int, grouping: str) -> torch.Tensor:
+    batch, num_heads, blocks, _ = query.shape
+    num_kv_heads = key.shape[1]
+    group = num_heads // num_kv_heads
+    per_head = torch.einsum("bhgqd,bhkd->bhgqk", query.view(batch, num_kv_heads, group, blocks, -1), key)
+    if grouping == "strided":
+        # head index split the other way round: heads {h, h + H_kv, h + 2 H_kv, ...} are averaged
+        score = per_head.reshape(batch, group, num_kv_heads, blocks, -1).mean(1)
+    else:
+        score = per_head.mean(2)
+    return score.topk(count, dim=-1, sorted=False).indices
+
+
+def neighbor_attention(
+    direction: torch.Tensor,
+    key_projection: torch.Tensor,
+    value: torch.Tensor,
+    neighbors: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    batch, sources, heads, d = value.shape
+    targets, k = neighbors.shape
+    gathered = key_projection.index_select(1, neighbors.flatten()).view(batch, targets, k, heads, 3)
+    logits = torch.einsum("tkc,btkhc->bthk", direction.to(gathered.dtype), gathered)
+    weights = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).mul(scale).softmax(-1)
+    # A weighted sum of table rows is exactly what embedding_bag does, without materialising the gathered values.
+    first = torch.arange(batch, device=value.device).view(batch, 1, 1, 1) * (sources * heads)
+    rows = (
+        first + neighbors.view(1, targets, 1, k) * heads + torch.arange(heads, device=value.device).view(1, 1, heads, 1)
+    )
+    out = F.embedding_bag(
+        rows.reshape(-1, k),
+        value.reshape(-1, d),
+        mode="sum",
+        per_sample_weights=weights.reshape(-1, k).to(value.dtype),
+    )
+    return out.view(batch, targets, heads, d)

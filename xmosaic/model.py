@@ -1,0 +1,671 @@
+"""The network: `MosaicConfig` and `Mosaic`. Tensors in, tensors out, everything normalised; no xarray here.
+
+Parameter names are those of the published checkpoints, so a file maps one to one (arXiv 2604.16429).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import healpix
+from .errors import ArgumentError, explain
+from .kernels import neighbor_attention, select_blocks, selected_attention
+from .kernels.reference import grouped_attention
+
+BRANCHES = ("local", "compressed", "selected")
+
+# Chord (in radii) below which two points are one; the finest mesh in use, nside 4096, has its centres 2e-4 apart.
+_COINCIDENT = 1e-6
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One resolution of the network; sizes are in points of its mesh.
+
+    Parameters
+    ----------
+    nside : int
+        HEALPix resolution: 12·nside² points.
+    dim : int
+        Width of the features.
+    num_heads, num_kv_heads : int
+        Query heads and key/value heads of the attention.
+    local_size : int
+        Points of a block of the local branch.
+    block_size, block_count : int
+        Points of a block of the compressed and selected branches, and how many are picked.
+    encoder_depth, decoder_depth : int
+        Blocks on the way down and up; the bottleneck has only the first.
+    mlp_ratio : float
+        Hidden width of the feed-forward layers over `dim`.
+    """
+
+    nside: int
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    local_size: int
+    block_size: int
+    block_count: int
+    encoder_depth: int = 1
+    decoder_depth: int = 1
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check(self.nside >= 1 and self.nside & (self.nside - 1) == 0, "nside", self.nside, "a power of two")
+        _check(
+            self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads",
+            self.num_kv_heads,
+            f"a divisor of num_heads={self.num_heads}",
+        )
+        _check(
+            self.dim % self.num_heads == 0 and self.head_dim % 4 == 0,
+            "dim",
+            self.dim,
+            f"num_heads={self.num_heads} times a multiple of 4",
+        )
+        for name in ("local_size", "block_size"):
+            size = getattr(self, name)
+            _check(
+                size >= 1 and self.points % size == 0,
+                name,
+                size,
+                f"a divisor of the {self.points} points of nside {self.nside}",
+            )
+        _check(
+            1 <= self.block_count <= self.points // self.block_size,
+            "block_count",
+            self.block_count,
+            f"1 to {self.points // self.block_size} (the number of blocks)",
+        )
+        _check(
+            self.encoder_depth >= 0 and self.decoder_depth >= 0,
+            "depth",
+            (self.encoder_depth, self.decoder_depth),
+            "0 or more",
+        )
+        _check(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "a positive number")
+
+    @property
+    def points(self) -> int:
+        return 12 * self.nside**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def hidden(self) -> int:
+        return int(self.mlp_ratio * self.dim)
+
+
+@dataclass(frozen=True)
+class MosaicConfig:
+    """Everything that fixes the network's shape and arithmetic, but for the grid and the static fields.
+
+    Parameters
+    ----------
+    stages : tuple of StageConfig
+        From fine to coarse; each nside is half the one before.
+    bottleneck : StageConfig
+        The coarsest stage.
+    num_variables : int
+        State channels, predicted.
+    num_forcings : int
+        Channels that are given at every time and never predicted.
+    num_static : int
+        Static fields.
+    num_history : int
+        Times the network sees, the newest last.
+    step_hours : int
+        Hours from one step to the next, and between the times of the history.
+    num_neighbors : int
+        Source points that each target of the two interpolations attends to.
+    noise_dim : int
+        Length of the noise vector; 0 makes the network deterministic.
+    residual : bool
+        False: the output is the next normalised state. True: its difference from the newest one.
+    branches : tuple of str
+        The branches of attention that exist, of "local", "compressed", "selected".
+    grouping : {"group", "strided"}
+        Which query heads choose the blocks of a key/value head; "strided" is what the published weights need.
+    clock : {"calendar", "release"}
+        "calendar": the clock features are those of the valid time. "release": the clock of the first step is
+        advanced by fixed increments, its yearly part four times too fast, as the published variants' own rollout does.
+    rope_theta : float
+        Base of the rotary position frequencies.
+    """
+
+    stages: tuple[StageConfig, ...]
+    bottleneck: StageConfig
+    num_variables: int
+    num_forcings: int = 0
+    num_static: int = 0
+    num_history: int = 2
+    step_hours: int = 24
+    num_neighbors: int = 24
+    noise_dim: int = 32
+    residual: bool = False
+    branches: tuple[str, ...] = BRANCHES
+    grouping: Literal["group", "strided"] = "group"
+    clock: Literal["calendar", "release"] = "calendar"
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "branches", tuple(b for b in BRANCHES if b in self.branches))
+        nsides = [s.nside for s in (*self.stages, self.bottleneck)]
+        _check(len(self.stages) >= 1, "stages", 0, "at least one stage above the bottleneck")
+        _check(
+            all(a == 2 * b for a, b in itertools.pairwise(nsides)),
+            "nside of the stages",
+            nsides,
+            "each half the one before",
+        )
+        _check(
+            self.bottleneck.decoder_depth == 0,
+            "bottleneck.decoder_depth",
+            self.bottleneck.decoder_depth,
+            "0: the bottleneck has encoder blocks only",
+        )
+        for name, least in (
+            ("num_variables", 1),
+            ("num_forcings", 0),
+            ("num_static", 0),
+            ("num_history", 1),
+            ("step_hours", 1),
+            ("num_neighbors", 1),
+            ("noise_dim", 0),
+        ):
+            _check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+        _check(len(self.branches) >= 1, "branches", self.branches, f"at least one of {BRANCHES}")
+        _check(self.grouping in ("group", "strided"), "grouping", self.grouping, "'group' or 'strided'")
+        _check(self.clock in ("calendar", "release"), "clock", self.clock, "'calendar' or 'release'")
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of each time of the history: state, then forcing."""
+        return self.num_variables + self.num_forcings
+
+    @property
+    def input_width(self) -> int:
+        """Features per grid point: history, static fields, unit vector (3) and clock (4)."""
+        return self.num_history * self.num_channels + self.num_static + 3 + 4
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of numbers, strings and lists, ready for JSON."""
+        return dataclasses.asdict(self) | {
+            "stages": [dataclasses.asdict(s) for s in self.stages],
+            "branches": list(self.branches),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MosaicConfig:
+        """Inverse of `to_dict`; unknown or missing fields raise `ArgumentError`."""
+        values = dict(values)
+        _check_fields(cls, values)
+        for stage in (*values["stages"], values["bottleneck"]):
+            _check_fields(StageConfig, stage)
+        values["stages"] = tuple(StageConfig(**s) for s in values["stages"])
+        values["bottleneck"] = StageConfig(**values["bottleneck"])
+        return cls(**values)
+
+
+def _check(condition: bool, name: str, got: Any, expected: str) -> None:
+    if not condition:
+        raise ArgumentError(explain(f"{name} can't be used in this network", got=str(got), expected=expected))
+
+
+def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    required = {
+        n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if unknown := sorted(set(values) - set(fields)):
+        raise ArgumentError(explain(f"{cls.__name__} has no field {unknown[0]!r}", expected=", ".join(fields)))
+    if missing := sorted(required - set(values)):
+        raise ArgumentError(
+            explain(
+                f"{cls.__name__} lacks {', '.join(missing)}",
+                got=", ".join(values),
+                expected=", ".join(fields),
+            )
+        )
+
+
+def _published(num_history: int, step_hours: int, num_neighbors: int) -> MosaicConfig:
+    return MosaicConfig(
+        stages=(
+            StageConfig(64, 768, 12, 3, 1024, 128, 24, encoder_depth=4, decoder_depth=2),
+            StageConfig(32, 1024, 16, 4, 1024, 128, 12, encoder_depth=4, decoder_depth=2),
+        ),
+        bottleneck=StageConfig(16, 1280, 20, 5, 1024, 128, 4, encoder_depth=2, decoder_depth=0),
+        num_variables=82,
+        num_static=3,
+        num_history=num_history,
+        step_hours=step_hours,
+        num_neighbors=num_neighbors,
+        grouping="strided",
+        clock="release",
+    )
+
+
+PUBLISHED = {"era5": _published(2, 24, 24), "hres": _published(4, 6, 20)}
+"""Configurations of the two published variants (arXiv 2604.16429)."""
+
+
+class Mosaic(nn.Module):
+    """The Mosaic network on one grid.
+
+    Parameters
+    ----------
+    config : MosaicConfig
+    longitude, latitude : array, (longitude,) and (latitude,) [degrees]
+        The grid, both ascending.
+    static : array, (longitude, latitude, static), optional
+        Static fields in physical units; needed if `config.num_static` is not 0.
+    neighbors : (array, array), optional
+        Source points of the interpolation to the mesh, (cell, k), and from it, (longitude · latitude, k). Weights that
+        were trained with certain tables need these; by default they are searched for.
+    """
+
+    def __init__(
+        self,
+        config: MosaicConfig,
+        longitude: np.ndarray,
+        latitude: np.ndarray,
+        static: np.ndarray | None = None,
+        neighbors: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.grid_shape = (len(longitude), len(latitude))
+        self.impl: str | None = None
+        first, last = config.stages[0], config.bottleneck
+        grid, mesh = _grid_lonlat(longitude, latitude), _mesh_lonlat(first.nside)
+        to_mesh, to_grid = neighbors if neighbors is not None else find_neighbors(config, longitude, latitude)
+        self.register_buffer("static_features", _static_features(config, grid, static), persistent=False)
+        if config.noise_dim:
+            self.noise_generator = nn.ModuleDict({"to_noise": _linear(config.noise_dim, config.noise_dim)})
+        self.preprocess = nn.Sequential(
+            _linear(config.input_width, first.dim),
+            RMSNorm(),
+            nn.SiLU(),
+            _linear(first.dim, first.dim),
+            RMSNorm(),
+        )
+        self.interp_to_hp = NeighborAttention(first, grid, mesh, to_mesh)
+        self.interp_to_ll = NeighborAttention(first, mesh, grid, to_grid)
+        self.encoder_stages = nn.ModuleList(Stage(config, s, s.encoder_depth) for s in config.stages)
+        self.bottleneck = Stage(config, last, last.encoder_depth)
+        self.decoder_stages = nn.ModuleList(Stage(config, s, s.decoder_depth) for s in reversed(config.stages))
+        pairs = list(zip(config.stages, (*config.stages[1:], last), strict=True))
+        self.downsample_layers = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
+        self.upsample_layers = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in reversed(pairs))
+        self.postprocess = nn.Sequential(
+            RMSNorm(), _linear(first.dim, first.dim), nn.SiLU(), _linear(first.dim, config.num_variables)
+        )
+        self.norm = RMSNorm()
+
+    def forward(self, history: torch.Tensor, clock: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """One step.
+
+        Parameters
+        ----------
+        history : Tensor, (batch, member, history, longitude, latitude, channel)
+            Normalised, oldest first; channels are the state, then the forcings.
+        clock : Tensor, (batch, 2)
+            Fraction of the day and of the year of the newest time.
+        noise : Tensor, (batch, member, noise_dim), optional
+            Standard normal draws; needed unless `noise_dim` is 0.
+
+        Returns
+        -------
+        Tensor, (batch, member, longitude, latitude, channel)
+            The next normalised state, float32 or the history's wider dtype.
+        """
+        self._check_inputs(history, clock, noise)
+        batch, member = history.shape[:2]
+        z = self._project_noise(noise)
+        x = self.preprocess(self._features(history, clock))
+        x = self.interp_to_hp(x)
+        skips = []
+        for stage, down in zip(self.encoder_stages, self.downsample_layers, strict=True):
+            x = stage(x, z, self.impl)
+            skips.append(x)
+            x = down(x)
+        x = self.bottleneck(x, z, self.impl)
+        for stage, up in zip(self.decoder_stages, self.upsample_layers, strict=True):
+            x = stage(up(x, skips.pop()), z, self.impl)
+        x = self.postprocess(self.interp_to_ll(self.norm(x)))
+        x = x.to(history.dtype).view(batch, member, *self.grid_shape, self.config.num_variables)
+        return x + history[:, :, -1, ..., : self.config.num_variables] if self.config.residual else x
+
+    def _features(self, history: torch.Tensor, clock: torch.Tensor) -> torch.Tensor:
+        batch, member = history.shape[:2]
+        rows, points = batch * member, math.prod(self.grid_shape)
+        x = history.permute(0, 1, 3, 4, 2, 5).reshape(rows, points, -1)
+        static = self.static_features.to(x.dtype).expand(rows, -1, -1)
+        angle = clock.to(x.dtype) * (2 * math.pi)
+        day, year = angle.unbind(-1)
+        cycle = torch.stack([day.sin(), day.cos(), year.sin(), year.cos()], dim=-1)
+        cycle = cycle.view(batch, 1, 1, 4).expand(batch, member, points, 4).reshape(rows, points, 4)
+        return torch.cat([x, static, cycle], dim=-1)
+
+    def _project_noise(self, noise: torch.Tensor | None) -> torch.Tensor | None:
+        return (
+            self.noise_generator["to_noise"](noise.flatten(0, 1))
+            if noise is not None and self.config.noise_dim
+            else None
+        )
+
+    def _check_inputs(self, history: torch.Tensor, clock: torch.Tensor, noise: torch.Tensor | None) -> None:
+        c = self.config
+        expected = (c.num_history, *self.grid_shape, c.num_channels)
+        if history.ndim != 6 or tuple(history.shape[2:]) != expected:
+            raise ArgumentError(
+                explain(
+                    "history has another shape",
+                    got=str(tuple(history.shape)),
+                    expected=f"(batch, member, {', '.join(map(str, expected))})",
+                )
+            )
+        batch, member = history.shape[:2]
+        if tuple(clock.shape) != (batch, 2):
+            raise ArgumentError(
+                explain("clock has another shape", got=str(tuple(clock.shape)), expected=f"({batch}, 2)")
+            )
+        if c.noise_dim and (noise is None or tuple(noise.shape) != (batch, member, c.noise_dim)):
+            got = "none" if noise is None else str(tuple(noise.shape))
+            raise ArgumentError(
+                explain("noise has another shape", got=got, expected=f"({batch}, {member}, {c.noise_dim})")
+            )
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> Mosaic:
+        """Draw all weights afresh.
+
+        =============================================  ==========================================================
+        weights                                        distribution
+        =============================================  ==========================================================
+        every Linear but the following                 N(0, s²), s = fan_in^−½ · min(1, (fan_out / fan_in)^½)
+        attention ``to_o``, feed-forward ``w2``        N(0, 0.01²)
+        noise: ``noise_bias``, ``to_noise``            N(0, 0.01²)
+        upsampling ``proj_x``, ``proj_pos``            N(0, 0.01²)
+        =============================================  ==========================================================
+        """
+        for name, weight in self.named_parameters():
+            fan_out, fan_in = weight.shape
+            std = fan_in**-0.5 * min(1.0, math.sqrt(fan_out / fan_in))
+            if name.endswith(
+                ("attention.to_o.weight", "w2.weight", "noise_bias.weight", "to_noise.weight")
+            ) or name.startswith("upsample_layers"):
+                std = 0.01
+            weight.normal_(0.0, std, generator=generator)
+        return self
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, without weights, with torch's default epsilon."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:])
+
+
+def _linear(fan_in: int, fan_out: int) -> nn.Linear:
+    return nn.Linear(fan_in, fan_out, bias=False)
+
+
+class NeighborAttention(nn.Module):
+    """Cross-attention from each target point to its nearest source points: the way between grid and mesh."""
+
+    def __init__(self, stage: StageConfig, source: np.ndarray, target: np.ndarray, neighbors: np.ndarray) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = stage.num_heads, stage.head_dim
+        self.to_q = _linear(3, stage.dim)
+        self.to_kv = _linear(stage.dim, 2 * stage.dim)
+        self.to_o = _linear(stage.dim, stage.dim)
+        self.register_buffer("neighbors", torch.from_numpy(np.asarray(neighbors, dtype=np.int64)), persistent=False)
+        self.register_buffer("direction", _directions(source, target, neighbors), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.rms_norm(x, x.shape[-1:])
+        to_key, to_value = self.to_kv.weight.chunk(2)
+        heads, d, width = self.num_heads, self.head_dim, x.shape[-1]
+        # Three numbers per head instead of a key: (W_q r)·(W_k x) = r·(W_qᵀ W_k x); the weights stay as published.
+        folded = torch.einsum("hdc,hdw->hcw", self.to_q.weight.view(heads, d, 3), to_key.view(heads, d, width))
+        projection = F.linear(x, folded.reshape(heads * 3, width)).view(*x.shape[:2], heads, 3)
+        value = F.linear(x, to_value).view(*x.shape[:2], heads, d)
+        out = neighbor_attention(self.direction, projection, value, self.neighbors, scale=d**-0.5)
+        return self.to_o(out.flatten(2))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution."""
+
+    def __init__(self, config: MosaicConfig, stage: StageConfig, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, stage) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, z, impl)
+        return x
+
+
+class Block(nn.Module):
+    """x ← x + Attention(norm x); x ← x + FeedForward(norm x, z)."""
+
+    def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm()
+        self.attention = BlockSparseAttention(config, stage)
+        self.ffn = FeedForward(stage, config.noise_dim)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None) -> torch.Tensor:
+        x = x + self.attention(self.norm(x), impl)
+        return x + self.ffn(self.norm(x), z)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU whose gate is shifted by the member's noise: the learned functional perturbation."""
+
+    def __init__(self, stage: StageConfig, noise_dim: int) -> None:
+        super().__init__()
+        self.w13 = _linear(stage.dim, 2 * stage.hidden)
+        self.w2 = _linear(stage.hidden, stage.dim)
+        self.noise_bias = _linear(noise_dim, stage.hidden) if noise_dim else None
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor | None) -> torch.Tensor:
+        a, b = self.w13(x).chunk(2, dim=-1)
+        if self.noise_bias is not None:
+            a = a + self.noise_bias(z).unsqueeze(1)
+        return self.w2(F.silu(a) * b)
+
+
+class BlockSparseAttention(nn.Module):
+    """Gated sum of local, compressed and selected attention over contiguous blocks of the nested mesh."""
+
+    def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
+        super().__init__()
+        self.stage, self.branches, self.grouping = stage, config.branches, config.grouping
+        kv_dim = stage.num_kv_heads * stage.head_dim
+        self.to_q = _linear(stage.dim, stage.dim)
+        self.to_k = _linear(stage.dim, kv_dim)
+        self.to_v = _linear(stage.dim, kv_dim)
+        self.to_o = _linear(stage.dim, stage.dim)
+        self.to_strategy_combine_mlp = _linear(stage.dim, len(self.branches) * stage.num_heads)
+        cos, sin = _rotary(stage, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
+        s = self.stage
+        q = self._rotate(self._heads(self.to_q(x), s.num_heads))
+        k = self._rotate(self._heads(self.to_k(x), s.num_kv_heads))
+        v = self._heads(self.to_v(x), s.num_kv_heads)
+        means = (
+            tuple(t.unflatten(2, (-1, s.block_size)).mean(3) for t in (q, k, v)) if self.branches != ("local",) else ()
+        )
+        outputs = [getattr(self, f"_{branch}")(q, k, v, means, impl) for branch in self.branches]
+        gate = self.to_strategy_combine_mlp(x).to(torch.promote_types(x.dtype, torch.float32))
+        gate = gate.unflatten(-1, (s.num_heads, -1)).softmax(-1).to(q.dtype)  # (batch, point, head, branch)
+        mixed = sum(out.transpose(1, 2) * gate[..., i, None] for i, out in enumerate(outputs))
+        return self.to_o(mixed.flatten(2))
+
+    def _heads(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return x.unflatten(-1, (number, -1)).transpose(1, 2)  # (batch, head, point, d)
+
+    def _rotate(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+        first, second = wide.unbind(-1)
+        cos, sin = self.cos.to(wide.dtype), self.sin.to(wide.dtype)
+        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2).to(x.dtype)
+
+    def _local(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, means: tuple, impl: str | None) -> torch.Tensor:
+        s = self.stage
+        k, v = (t.unflatten(2, (-1, s.local_size)) for t in (k, v))
+        q = q.unflatten(2, (-1, s.local_size)).unflatten(1, (s.num_kv_heads, -1)).transpose(2, 3)
+        return grouped_attention(q, k, v, s.head_dim**-0.5).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _compressed(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, means: tuple, impl: str | None
+    ) -> torch.Tensor:
+        s = self.stage
+        q_mean, k_mean, v_mean = means
+        out = grouped_attention(q_mean.unflatten(1, (s.num_kv_heads, -1)), k_mean, v_mean, s.head_dim**-0.5)
+        return out.flatten(1, 2).repeat_interleave(s.block_size, dim=2)
+
+    def _selected(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, means: tuple, impl: str | None
+    ) -> torch.Tensor:
+        s = self.stage
+        indices = select_blocks(means[0], means[1], s.block_count, grouping=self.grouping, impl=impl)
+        return selected_attention(q, k, v, indices, s.block_size, impl=impl)
+
+
+class Downsample(nn.Module):
+    """Four children to their parent."""
+
+    def __init__(self, fine: StageConfig, coarse: StageConfig) -> None:
+        super().__init__()
+        self.proj_x = _linear(4 * fine.dim, coarse.dim)
+        self.proj_pos = _linear(12, coarse.dim)
+        self.register_buffer("position", _child_positions(coarse.nside), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        children = x.unflatten(1, (-1, 4)).flatten(2)  # nested order: the four children are contiguous
+        x = self.proj_x(children) + self.proj_pos(self.position.to(x.dtype))
+        return F.rms_norm(x, x.shape[-1:])
+
+
+class Upsample(nn.Module):
+    """A parent to its four children, joined with the encoder's skip."""
+
+    def __init__(self, coarse: StageConfig, fine: StageConfig) -> None:
+        super().__init__()
+        self.proj_x = _linear(coarse.dim, 4 * fine.dim)
+        self.proj_pos = _linear(12, 4 * fine.dim)
+        self.register_buffer("position", _child_positions(coarse.nside), persistent=False)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = self.proj_x(x) + self.proj_pos(self.position.to(x.dtype))
+        x = x.unflatten(-1, (4, -1)).flatten(1, 2) + skip
+        return F.rms_norm(x, x.shape[-1:])
+
+
+def find_neighbors(config: MosaicConfig, longitude: np.ndarray, latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest source points of the two interpolations.
+
+    Equidistant sources are common (pole rows, symmetric pairs). Which of them is taken is what a set of weights was
+    trained with, so the search is the release's: scikit-learn's haversine ball tree on float32 radians.
+
+    Parameters
+    ----------
+    config : MosaicConfig
+    longitude, latitude : array [degrees]
+
+    Returns
+    -------
+    to_mesh, to_grid : int32 array, (cell, k) and (longitude · latitude, k)
+    """
+    grid, mesh = _grid_lonlat(longitude, latitude), _mesh_lonlat(config.stages[0].nside)
+    k = config.num_neighbors
+    _check(
+        k <= min(len(grid), len(mesh)),
+        "num_neighbors",
+        k,
+        f"at most {min(len(grid), len(mesh))}, the points there are",
+    )
+    return _nearest(grid, mesh, k), _nearest(mesh, grid, k)
+
+
+def _nearest(source: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
+    from sklearn.neighbors import BallTree
+
+    source, target = (np.deg2rad(p[:, ::-1].astype(np.float32)) for p in (source, target))
+    return BallTree(source, metric="haversine").query(target, k=k, return_distance=False).astype(np.int32)
+
+
+def _grid_lonlat(longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:
+    lon, lat = np.meshgrid(np.asarray(longitude, float), np.asarray(latitude, float), indexing="ij")
+    return np.stack([lon.ravel(), lat.ravel()], axis=-1)  # longitude-major
+
+
+def _mesh_lonlat(nside: int) -> np.ndarray:
+    return np.stack(healpix.cell_centres(nside), axis=-1)
+
+
+def _unit_vectors(lonlat: np.ndarray) -> np.ndarray:
+    lon, lat = np.deg2rad(lonlat).T
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def _directions(source: np.ndarray, target: np.ndarray, neighbors: np.ndarray) -> torch.Tensor:
+    difference = _unit_vectors(target)[:, None] - _unit_vectors(source)[neighbors]
+    length = np.linalg.norm(difference, axis=-1, keepdims=True)
+    # A source at the target itself has no direction; rounding must not make one up.
+    return torch.from_numpy(
+        np.where(length > _COINCIDENT, difference / np.maximum(length, _COINCIDENT), 0).astype(np.float32)
+    )
+
+
+def _standardise(columns: np.ndarray) -> torch.Tensor:
+    scaled = (columns - columns.mean(0)) / (columns.std(0, ddof=1) + 1e-6)
+    return torch.from_numpy(scaled.astype(np.float32))
+
+
+def _static_features(config: MosaicConfig, grid: np.ndarray, static: np.ndarray | None) -> torch.Tensor:
+    fields = np.zeros((len(grid), 0)) if static is None else np.asarray(static, float).reshape(len(grid), -1)
+    _check(
+        fields.shape[1] == config.num_static,
+        "static",
+        f"{fields.shape[1]} fields",
+        f"num_static={config.num_static} fields on the grid",
+    )
+    return _standardise(np.concatenate([fields, _unit_vectors(grid)], axis=-1))
+
+
+def _child_positions(nside: int) -> torch.Tensor:
+    children = _unit_vectors(_mesh_lonlat(2 * nside)).reshape(-1, 4, 3)
+    parents = _unit_vectors(_mesh_lonlat(nside))[:, None]
+    return _standardise((children - parents).reshape(-1, 12))
+
+
+def _rotary(stage: StageConfig, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    half = stage.head_dim // 2
+    frequency = theta ** (-2 * np.arange(half // 2) / half)
+    lonlat = np.deg2rad(_mesh_lonlat(stage.nside))
+    angle = torch.from_numpy((lonlat[:, :, None] * frequency).reshape(stage.points, half).astype(np.float32))
+    return angle.cos(), angle.sin()
