@@ -14,7 +14,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ class Model:
             "Model": self.name + (" (UNTRAINED: random weights, no skill)" if self.untrained else ""),
             "About": str(p.get("title", "")),
             "Parameters": f"{self.num_parameters:,}",
-            "Step": f"{c.step_hours} h from {c.num_history} times {c.step_hours} h apart; predicts the {kind}{switches}",
+            "Step": f"{c.step_hours} h, from {c.num_history} times as far apart; predicts the {kind}{switches}",
             "Grid": f"{self.grid.shape[1]} longitudes × {self.grid.shape[0]} latitudes; HEALPix nside {nsides}",
             "Channels": "\n".join(repr(self.schema).splitlines()[1:]).replace("\n", f"\n{'':<12}"),
             "Noise": f"{c.noise_dim} numbers per member and step" if c.noise_dim else "none: deterministic",
@@ -589,7 +589,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores tensors uncompressed; an archive that unpacks to more than itself is a trap."""
+    """Torch stores tensors uncompressed; an archive that unpacks to more than itself is a trap."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -831,8 +831,3 @@ def _check_record(source: str, files: Mapping[str, Path]) -> None:
             )
     if fresh.items() - _read_record().get("sha256", {}).get(source, {}).items():
         _write_record(record)
-
-
-def with_network(model: Model, network: Mosaic, **provenance: Any) -> Model:
-    """The same model with another network, such as one whose weights were trained further."""
-    return replace(model, network=network, provenance=model.provenance | provenance, sha256="")

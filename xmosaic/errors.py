@@ -40,6 +40,8 @@ def explain(what: str, *, got: str = "", expected: str = "", do: str = "") -> st
     >>> explain("'z500' is not on this dataset", got="'t500'", expected="'geopotential'", do="Rename it.")
     "'z500' is not on this dataset. Found 't500'; expected 'geopotential'. Rename it."
     """
-    found = "; ".join(part for part in (f"found {got}" if got else "", f"expected {expected}" if expected else "") if part)
+    found = "; ".join(
+        part for part in (f"found {got}" if got else "", f"expected {expected}" if expected else "") if part
+    )
     sentences = [what.rstrip("."), (found[:1].upper() + found[1:]).rstrip("."), do.rstrip(".")]
     return " ".join(f"{s}." for s in sentences if s)

@@ -1,0 +1,548 @@
+"""The rim: a Dataset becomes normalised tensors here, and tensors become labelled fields. Nothing else converts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from .checkpoint import Model
+from .errors import ArgumentError, DatasetError, explain
+from .grid import LatLonGrid, normalise_latlon, wrap_longitude
+from .healpix import to_latlon
+from .variables import Channel, Problem, Recognition, Schema, cf_attributes, recognise, standardise
+
+# Grid points closer than this are the same point: float32 longitudes are exact to 2e-5 degrees.
+_SAME_POINT = 1e-3
+# A field whose mean is this many standard deviations from the training mean is looked at for a wrong unit.
+_FAR = 5.0
+_WRONG_UNITS = (
+    ("hPa where Pa is meant", 100.0, 0.0, "Multiply it by 100, or set units='hPa'"),
+    ("°C where K is meant", 1.0, 273.15, "Add 273.15, or set units='degC'"),
+    ("geopotential height [m] where geopotential is meant", 9.80665, 0.0, "Multiply it by 9.80665"),
+    ("g kg-1 where kg kg-1 is meant", 1e-3, 0.0, "Divide it by 1000, or set units='g kg-1'"),
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report:
+    """What a forecast would use of a Dataset, and everything that stands in its way.
+
+    Attributes
+    ----------
+    model : str
+        Name of the model.
+    starts : DatetimeIndex
+        Start times that were asked for.
+    recognition : Recognition
+        Which variable was taken for which channel.
+    problems : tuple of Problem
+        All of them, each with its fix.
+    notes : tuple of str
+        What was assumed or changed on the way.
+    """
+
+    model: str
+    starts: pd.DatetimeIndex
+    recognition: Recognition
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a forecast can start."""
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raise a `DatasetError` that lists every problem, if there is one."""
+        if self.problems:
+            count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+            lines = [f"This dataset can't start a forecast with model {self.model!r}, {count}:"]
+            raise DatasetError("\n".join(lines + [f"{i}. {p}" for i, p in enumerate(self.problems, 1)]))
+
+    def _entries(self) -> list[tuple[str, str]]:
+        verdict = "ready" if self.ok else f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        starts = ", ".join(f"{t:%Y-%m-%dT%H}" for t in self.starts[:4]) + (" …" if len(self.starts) > 4 else "")
+        rows = [("Forecast", f"{verdict}, with model {self.model!r}"), ("Start", starts or "none")]
+        rows += [("Uses", f"{ours} ← {theirs}, {units}") for ours, theirs, units in self.recognition._rows()]
+        rows += [("Problem", str(p)) for p in self.problems]
+        return rows + [("Note", n) for n in self.notes]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{label:<9} {text}" for label, text in self._entries())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(k)}</th><td style='text-align:left'>{escape(v)}</td></tr>"
+            for k, v in self._entries()
+        )
+        return f"<table class='xmosaic-report'>{rows}</table>"
+
+
+class State:
+    """A Dataset seen through a model: histories and forcings as normalised arrays, read when they are asked for.
+
+    Parameters
+    ----------
+    ds : Dataset
+        In any dialect.
+    model : Model
+    time : datetime-like, sequence or slice of them, optional
+        Starts; by default the last time of the Dataset.
+    """
+
+    def __init__(self, ds: xr.Dataset, model: Model, time: Any = None) -> None:
+        self.model = model
+        self.recognition = recognise(ds, model.schema)
+        self.problems: list[Problem] = list(self.recognition.problems)
+        self.notes: list[str] = list(self.recognition.notes)
+        self.times = self.recognition.times.sort_values()
+        self.grid = self._find_grid(ds)
+        self.scalar_start, self.starts = self._find_starts(time)
+        self.ds = ds
+
+    # ------------------------------------------------------------------------------------------------- what it is
+
+    def report(self, values: bool = True) -> Report:
+        """Everything found; with `values`, the fields of every start are read and looked at too."""
+        problems = list(self.problems)
+        if values and not problems:
+            for time in sorted({t for start in self.starts for t in self.history_times(start)}):
+                problems += self._value_problems(self._fields(time), time)
+        return Report(self.model.name, self.starts, self.recognition, tuple(problems), tuple(self.notes))
+
+    def history_times(self, start: pd.Timestamp) -> list[pd.Timestamp]:
+        """Times that a start needs, oldest first."""
+        back = range(self.model.config.num_history - 1, -1, -1)
+        return [start - i * self.model.step for i in back]
+
+    def _find_grid(self, ds: xr.Dataset) -> LatLonGrid | None:
+        """The Dataset's grid in its own order and names; None for a HEALPix mesh or where there is none."""
+        found = self.recognition
+        if found.cell is not None:
+            self.notes.append(f"HEALPix mesh regridded conservatively to the model's grid, {self.model.grid}")
+            return None
+        if found.latitude is None or found.longitude is None:
+            return None  # already a problem of the recognition
+        try:
+            grid = LatLonGrid.from_dataset(ds[[found.latitude, found.longitude]])
+            normalise_latlon(ds[[found.latitude, found.longitude]], self.notes)
+        except DatasetError as error:
+            self.problems.append(Problem("grid", str(error)))
+            return None
+        if not same_points(grid, self.model.grid):
+            self.notes.append(f"regridded conservatively from {grid} to the model's {self.model.grid}")
+        return grid
+
+    @property
+    def regridded(self) -> bool:
+        """Whether the Dataset is on another grid than the model."""
+        return self.grid is None or not same_points(self.grid, self.model.grid)
+
+    # ----------------------------------------------------------------------------------------------------- times
+
+    def _find_starts(self, time: Any) -> tuple[bool, pd.DatetimeIndex]:
+        if not len(self.times):
+            return True, pd.DatetimeIndex([])
+        if self.times.has_duplicates:
+            return True, pd.DatetimeIndex([])  # already a problem of the recognition
+        scalar, starts = parse_times(time, self.times)
+        if not len(starts):
+            span = f"{self.times[0]} to {self.times[-1]}"
+            self.problems.append(
+                Problem("time", f"time={time!r} selects no start", f"times from {span}", "at least one of them")
+            )
+        missing = {}
+        for start in starts:
+            if gone := [t for t in self.history_times(start) if t not in self.times]:
+                missing[start] = gone
+        if missing:
+            self.problems.append(self._history_problem(missing))
+        return scalar, starts
+
+    def _history_problem(self, missing: dict[pd.Timestamp, list[pd.Timestamp]]) -> Problem:
+        c = self.model.config
+        start, gone = next(iter(missing.items()))
+        whole = [t for t in self.times if all(h in self.times for h in self.history_times(t))]
+        more = f" (and {len(missing) - 1} more starts lack theirs)" if len(missing) > 1 else ""
+        around = self.times[max(0, self.times.searchsorted(gone[0]) - 2) :][:4]
+        return Problem(
+            "time",
+            f"The history of the start {start} is not complete: {', '.join(map(str, gone))} missing{more}",
+            got=f"{len(self.times)} times, here {', '.join(map(str, around))}",
+            expected=f"{c.num_history} times {c.step_hours} h apart, up to the start",
+            fix=(
+                f"Pass time={str(whole[-1])!r}, the last start with a complete history, or fill the gap"
+                if whole
+                else f"No start has a complete history; give data every {c.step_hours} h"
+            ),
+        )
+
+    # ---------------------------------------------------------------------------------------------------- values
+
+    def history(self, start: pd.Timestamp) -> np.ndarray:
+        """Normalised history of one start.
+
+        Parameters
+        ----------
+        start : Timestamp
+
+        Returns
+        -------
+        float32 array, (history, longitude, latitude, channel)
+
+        Raises
+        ------
+        DatasetError
+            If a field holds NaN or infinite values or has plainly the wrong unit.
+        """
+        return np.stack([self.normalised(time) for time in self.history_times(start)])
+
+    def normalised(self, time: pd.Timestamp, channels: Sequence[Channel] | None = None) -> np.ndarray:
+        """Normalised channels of one time, (longitude, latitude, channel); all but the static ones by default."""
+        fields = self._fields(time)
+        if problems := self._value_problems(fields, time):
+            Report(self.model.name, self.starts, self.recognition, tuple(problems), ()).raise_for_problems()
+        wanted = self._inputs if channels is None else channels
+        columns = [(fields[c.name] - self._mean[c.name]) / self._std[c.name] for c in wanted]
+        return np.stack(columns, axis=-1).astype(np.float32)
+
+    def forcing(self, time: pd.Timestamp) -> np.ndarray | None:
+        """Normalised forcing of a time, (longitude, latitude, forcing); None for a model without."""
+        if not self.model.schema.forcing:
+            return None
+        if time not in self.times:
+            raise DatasetError(
+                explain(
+                    f"The forcing of {time} is missing",
+                    got=f"times up to {self.times[-1]}",
+                    expected=f"{', '.join(c.name for c in self.model.schema.forcing)} at every step of the forecast",
+                )
+            )
+        return self.normalised(time, self.model.schema.forcing)
+
+    @cached_property
+    def _inputs(self) -> tuple[Channel, ...]:
+        return (*self.model.schema.state, *self.model.schema.forcing)
+
+    @cached_property
+    def _mean(self) -> dict[str, float]:
+        return dict(zip((c.name for c in self._inputs), self.model.mean.tolist(), strict=True))
+
+    @cached_property
+    def _std(self) -> dict[str, float]:
+        return dict(zip((c.name for c in self._inputs), self.model.std.tolist(), strict=True))
+
+    @cached_property
+    def _standard(self) -> xr.Dataset:
+        """Our names and units, lazily."""
+        return standardise(self.ds, self.model.schema, self.recognition)
+
+    def _fields(self, time: pd.Timestamp) -> dict[str, np.ndarray]:
+        """Physical fields of one time on the model's grid, (longitude, latitude) float64 by channel."""
+        chosen = self._standard.isel(time=self.times.get_loc(time))
+        if self.regridded:
+            chosen = to_latlon(chosen, self.model.grid, max_missing=0.0)
+        else:
+            chosen = normalise_latlon(chosen)
+        chosen = chosen.load()
+        return {c.name: self._channel(chosen, c) for c in self._inputs}
+
+    @staticmethod
+    def _channel(ds: xr.Dataset, channel: Channel) -> np.ndarray:
+        field = ds[channel.variable]
+        if channel.level is not None:
+            field = field.sel(level=channel.level)
+        return field.transpose("longitude", "latitude").values.astype(np.float64)
+
+    def _value_problems(self, fields: dict[str, np.ndarray], time: pd.Timestamp) -> list[Problem]:
+        problems = []
+        for name, values in fields.items():
+            if bad := np.size(values) - np.count_nonzero(np.isfinite(values)):
+                problems.append(self._missing_problem(name, values, bad, time))
+            elif (problem := self._unit_problem(name, values, time)) is not None:
+                problems.append(problem)
+        return problems
+
+    def _missing_problem(self, name: str, values: np.ndarray, bad: int, time: pd.Timestamp) -> Problem:
+        lon, lat = np.argwhere(~np.isfinite(values))[0]
+        where = f"{self.model.grid.latitude[lat]:g}° N {self.model.grid.longitude[lon]:g}° E"
+        return Problem(
+            name,
+            f"{name} at {time} holds NaN or infinite values",
+            got=f"{bad} of {values.size} points, such as {where}",
+            expected="a number everywhere",
+            fix="Fill the gaps, or start from another time",
+        )
+
+    def _unit_problem(self, name: str, values: np.ndarray, time: pd.Timestamp) -> Problem | None:
+        mean, std = self._mean[name], self._std[name]
+        found = float(values.mean())
+        if abs(found - mean) <= _FAR * std:
+            return None
+        for label, factor, offset, fix in _WRONG_UNITS:
+            if abs(found * factor + offset - mean) <= 2 * std:
+                return Problem(
+                    name,
+                    f"{name} at {time} looks like {label}",
+                    got=f"a mean of {found:.6g}",
+                    expected=f"about {mean:.6g} {self._units(name)}",
+                    fix=fix,
+                )
+        note = (
+            f"{name} has a mean of {found:.6g} {self._units(name)}, {abs(found - mean) / std:.0f} standard deviations "
+            f"from the {mean:.6g} of the model's training"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        return None
+
+    def _units(self, name: str) -> str:
+        return next(c.units for c in self._inputs if c.name == name)
+
+
+def parse_times(time: Any, available: pd.DatetimeIndex) -> tuple[bool, pd.DatetimeIndex]:
+    """Start times: whether one was asked for (or none: the last), and which.
+
+    Parameters
+    ----------
+    time : None, datetime-like, str, sequence, DataArray or slice
+        A slice, and a string that names a day or month only as a slice bound, select among the available times.
+    available : DatetimeIndex
+
+    Returns
+    -------
+    scalar : bool
+    starts : DatetimeIndex
+    """
+    if time is None:
+        return True, available[-1:]
+    if isinstance(time, slice):
+        return False, available[available.slice_indexer(time.start, time.stop, time.step)]
+    values = time.values if isinstance(time, xr.DataArray | pd.Series) else time
+    scalar = isinstance(values, str) or np.ndim(values) == 0
+    try:
+        starts = pd.DatetimeIndex([values] if scalar and np.ndim(values) == 0 else values)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            explain(
+                f"time={time!r} is no time",
+                got=str(error),
+                expected="a date such as '2020-01-01T00', several, or a slice",
+            )
+        ) from None
+    if starts.hasnans or starts.tz is not None:
+        raise ArgumentError(
+            explain(f"time={time!r} can't be used", expected="times without zone and without NaT, in UTC")
+        )
+    if starts.has_duplicates:
+        raise ArgumentError(explain(f"time={time!r} names a start twice", expected="each start once"))
+    return bool(scalar), starts.as_unit("ns")
+
+
+def check(ds: xr.Dataset, model: Model, time: Any = None) -> Report:
+    """List what a forecast would use of a Dataset and every problem at once, each with its fix.
+
+    Parameters
+    ----------
+    ds : Dataset
+        In any dialect; only the fields of the starts and their histories are read.
+    model : Model
+    time : datetime-like, sequence or slice of them, optional
+        Starts; by default the last time of the Dataset.
+
+    Returns
+    -------
+    Report
+    """
+    return State(ds, model, time).report()
+
+
+def fit(ds: xr.Dataset, schema: Schema, grid: LatLonGrid) -> list[str]:
+    """What keeps a Dataset from holding a model's schema and grid, in a few words each; empty if it holds them.
+
+    Parameters
+    ----------
+    ds : Dataset
+    schema : Schema
+    grid : LatLonGrid
+
+    Returns
+    -------
+    list of str
+    """
+    found = recognise(ds, schema)
+    needed = [c.name for c in (*schema.state, *schema.forcing)]
+    missing = [name for name in needed if name not in found.sources]
+    verdict = []
+    if missing:
+        named = ", ".join(missing[:3]) + (", …" if missing[3:] else "")
+        verdict.append(f"{len(missing)} of {len(needed)} channels not found: {named}")
+    elif found.problems:
+        verdict.append("; ".join(p.what for p in found.problems[:3]))
+    if found.cell is not None:
+        verdict.append(f"on a HEALPix mesh, not {grid}")
+    elif found.latitude is not None and found.longitude is not None:
+        try:
+            held = LatLonGrid.from_dataset(ds[[found.latitude, found.longitude]])
+        except DatasetError as error:
+            return [*verdict, str(error)]
+        if not same_points(held, grid):
+            verdict.append(f"on {held}, not {grid}")
+    return verdict
+
+
+def same_points(grid: LatLonGrid, ours: LatLonGrid) -> bool:
+    """Whether a grid has the points of one in ascending order, in whatever order and convention itself."""
+    if grid.shape != ours.shape:
+        return False
+    longitude = np.sort(wrap_longitude(np.array(grid.longitude)))
+    return bool(
+        np.allclose(np.sort(grid.latitude), ours.latitude, rtol=0, atol=_SAME_POINT)
+        and np.allclose(longitude, ours.longitude, rtol=0, atol=_SAME_POINT)
+    )
+
+
+# --------------------------------------------------------------------------------------------- tensors to fields
+
+
+class Fields:
+    """States of a model as labelled fields in the caller's grid order.
+
+    Parameters
+    ----------
+    model : Model
+    schema : Schema
+        The channels wanted, a part of the model's.
+    state : State
+        Whose grid order and names are given back.
+    back : bool
+        Regrid to the caller's own grid where that differs from the model's.
+    device : torch.device
+    """
+
+    def __init__(self, model: Model, schema: Schema, state: State, back: bool, device: torch.device) -> None:
+        self.schema, self.state, self.model_grid = schema, state, model.grid
+        places = [model.schema.state.index(c) for c in schema.state]
+        self._places = torch.tensor(places, device=device)
+        self._mean = torch.tensor(model.mean[places], device=device)
+        self._std = torch.tensor(model.std[places], device=device)
+        self.back = back and state.regridded
+        self.grid = self._target_grid()
+
+    def _target_grid(self) -> LatLonGrid:
+        """The grid of the result: the caller's points if they are kept, else the model's in the caller's manner."""
+        theirs, ours = self.state.grid, self.model_grid
+        if theirs is None:
+            return ours
+        if self.back or not self.state.regridded:
+            return theirs
+        latitude = np.sort(ours.latitude)[:: -1 if theirs.latitude[0] > theirs.latitude[-1] else 1]
+        longitude = np.array(ours.longitude)
+        if min(theirs.longitude) < 0:
+            longitude = np.sort((longitude + 180) % 360 - 180)
+        return LatLonGrid(tuple(latitude), tuple(longitude), theirs.latitude_name, theirs.longitude_name)
+
+    @property
+    def horizontal(self) -> tuple[str, str]:
+        """Names of the two horizontal dimensions, in the caller's order."""
+        names = (self.grid.latitude_name, self.grid.longitude_name)
+        for source in self.state.recognition.sources.values():
+            dims = self.state.ds[source.variable].dims
+            if "latitude" in source.dims and "longitude" in source.dims:
+                swapped = dims.index(source.dims["longitude"]) < dims.index(source.dims["latitude"])
+                return names[::-1] if swapped else names
+        return names
+
+    @property
+    def groups(self) -> dict[str, list[Channel]]:
+        """Channels by variable; those on levels in ascending order of level."""
+        groups: dict[str, list[Channel]] = {}
+        for channel in self.schema.state:
+            groups.setdefault(channel.variable, []).append(channel)
+        return {k: sorted(v, key=lambda c: c.level or 0) for k, v in groups.items()}
+
+    @property
+    def levels(self) -> list[int]:
+        """All levels of the result [hPa], ascending."""
+        return sorted({c.level for c in self.schema.state if c.level is not None})
+
+    def dims(self, variable: str) -> tuple[str, ...]:
+        """Dimensions of a variable behind those of the forecast."""
+        on_levels = self.groups[variable][0].level is not None
+        return ("level", *self.horizontal) if on_levels else self.horizontal
+
+    def coordinates(self) -> dict[str, Any]:
+        """Level, latitude and longitude with their CF attributes."""
+        coords: dict[str, Any] = dict(self.grid.coordinates())
+        if self.levels:
+            attrs = {"standard_name": "air_pressure", "long_name": "pressure level", "units": "hPa"}
+            coords["level"] = ("level", np.array(self.levels), attrs | {"positive": "down", "axis": "Z"})
+        return coords
+
+    def attributes(self, variable: str) -> dict[str, Any]:
+        """CF attributes of a variable."""
+        channels = self.groups[variable]
+        attrs: dict[str, Any] = dict(cf_attributes(channels[0]))
+        if len(channels) < len(self.levels) and channels[0].level is not None:
+            predicted = ", ".join(str(c.level) for c in channels)
+            attrs["comment"] = f"predicted at {predicted} hPa only; NaN at the other levels"
+        return attrs
+
+    def physical(self, state: torch.Tensor) -> dict[str, np.ndarray]:
+        """Physical fields of normalised states.
+
+        Parameters
+        ----------
+        state : Tensor, (..., longitude, latitude, channel)
+
+        Returns
+        -------
+        dict of float32 array, (..., level, latitude, longitude) or without level, in the caller's order
+        """
+        # float64 for the sum: a pressure of 1e5 Pa leaves float32 three digits for the weather
+        chosen = state.index_select(-1, self._places).double() * self._std + self._mean
+        values = chosen.float().cpu().numpy()
+        by_name = {c.name: np.moveaxis(values[..., i], -1, -2) for i, c in enumerate(self.schema.state)}
+        return {name: self._arrange(self._stack(by_name, channels)) for name, channels in self.groups.items()}
+
+    def _stack(self, by_name: dict[str, np.ndarray], channels: list[Channel]) -> np.ndarray:
+        if channels[0].level is None:
+            return by_name[channels[0].name]
+        held = {c.level: by_name[c.name] for c in channels}
+        blank = np.full_like(next(iter(held.values())), np.nan) if len(held) < len(self.levels) else None
+        return np.stack([held.get(level, blank) for level in self.levels], axis=-3)  # type: ignore[misc]
+
+    def _arrange(self, values: np.ndarray) -> np.ndarray:
+        """From (..., latitude, longitude) in the model's order to the caller's grid and order."""
+        if self.back:
+            coords = {
+                k: (k, v)
+                for k, v in (
+                    ("latitude", list(self.model_grid.latitude)),
+                    ("longitude", list(self.model_grid.longitude)),
+                )
+            }
+            dims = (*(f"d{i}" for i in range(values.ndim - 2)), "latitude", "longitude")
+            field = to_latlon(xr.DataArray(values, dims=dims, coords=coords), self.grid, max_missing=1.0)
+            field = field.transpose(*dims[:-2], self.grid.latitude_name, self.grid.longitude_name)
+            values = field.values
+        else:
+            rows, columns = self._order
+            values = values[..., rows[:, None], columns]
+        swapped = self.horizontal[0] == self.grid.longitude_name
+        return np.ascontiguousarray(np.swapaxes(values, -1, -2) if swapped else values)
+
+    @cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Place in the model's grid of each row and column of the result."""
+        rows = np.argsort(np.argsort(self.grid.latitude))
+        columns = np.argsort(np.argsort(wrap_longitude(np.array(self.grid.longitude))))
+        return rows, columns
