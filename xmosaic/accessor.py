@@ -50,7 +50,7 @@ class _Regridding:
 
     def to_dialect(self, dialect: str) -> Any:
         """Rename a forecast to what another tool expects; see `xmosaic.to_dialect`."""
-        from .variables import to_dialect
+        from .dialects import to_dialect
 
         return to_dialect(self._obj, dialect)
 

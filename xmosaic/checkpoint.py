@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .cards import html_card, text_card
 from .errors import CheckpointError, MosaicError, explain
 from .grid import LatLonGrid
 from .model import PUBLISHED, Mosaic, MosaicConfig
@@ -191,17 +192,10 @@ class Model:
         return network | tables
 
     def __repr__(self) -> str:
-        return "\n".join(f"{label:<12}{text}" for label, text in self.card().items())
+        return text_card(self.card().items())
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><th style='text-align:left;vertical-align:top'>{escape(k)}</th>"
-            f"<td style='text-align:left'>{escape(v)}</td></tr>"
-            for k, v in self.card().items()
-        )
-        return f"<table class='xmosaic-card'>{rows}</table>"
+        return html_card(self.card().items())
 
     def card(self) -> dict[str, str]:
         """What the model is, by heading.
@@ -222,7 +216,7 @@ class Model:
             "Parameters": f"{self.num_parameters:,}",
             "Step": f"{c.step_hours} h, from {c.num_history} times as far apart; predicts the {kind}{switches}",
             "Grid": f"{self.grid.shape[1]} longitudes × {self.grid.shape[0]} latitudes; HEALPix nside {nsides}",
-            "Channels": "\n".join(repr(self.schema).splitlines()[1:]).replace("\n", f"\n{'':<12}"),
+            "Channels": "\n".join(repr(self.schema).splitlines()[1:]),
             "Noise": f"{c.noise_dim} numbers per member and step" if c.noise_dim else "none: deterministic",
             "Memory": (
                 f"about {_size(4 * self.num_parameters)} for the weights, {_size(self.member_bytes())} per member "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,12 +18,14 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .cards import html_card, text_card
 from .checkpoint import Model, load_model
+from .dialects import Recognition, recognise
 from .errors import ArgumentError, DatasetError, MosaicError, explain
 from .grid import LatLonGrid
 from .model import PUBLISHED, Mosaic
 from .options import get_option
-from .state import Fields, State, fit
+from .state import Fields, Report, State, fit
 from .store import MemorySink, Store, ZarrSink, refuse_used_store
 from .variables import Schema, published_schema
 
@@ -630,3 +634,136 @@ def _version() -> str:
     from . import __version__
 
     return __version__
+
+
+# ------------------------------------------------------------------------------------------------ what there is
+
+
+def check(ds: xr.Dataset, model: str | Model | None = None, time: Any = None) -> Report:
+    """List what a forecast would use of a Dataset and every problem at once, each with its fix.
+
+    Parameters
+    ----------
+    ds : Dataset
+        In any dialect; only the fields of the starts and of their histories are read.
+    model : str, path or Model, optional
+        By default the one that `forecast` would choose.
+    time : datetime-like, sequence or slice of them, optional
+        Starts; by default the last time of the Dataset.
+
+    Returns
+    -------
+    Report
+        With a text and an HTML form; ``report.ok``, ``report.problems``, ``report.notes``.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample().rename({"2m_temperature": "t2m"}).drop_vars("mean_sea_level_pressure")
+    >>> report = xmosaic.check(ds, "bundled")
+    >>> report.ok, [problem.subject for problem in report.problems]
+    (False, ['mean_sea_level_pressure'])
+    """
+    return State(ds, choose_model(ds, model), time).report()
+
+
+class Overview:
+    """What this package understands of a Dataset, as a readable card.
+
+    Parameters
+    ----------
+    ds : Dataset
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def entries(self) -> list[tuple[str, str]]:
+        """Label and text of every line."""
+        if {"number", "prediction_timedelta"} <= set(self._ds.dims):
+            return self._forecast_entries()
+        found = [
+            (name, recognise(self._ds, schema), fit(self._ds, schema, grid)) for name, schema, grid in known_models()
+        ]
+        best = max((r for _, r, _ in found), key=lambda r: len(r.sources))
+        names = {s.variable: s.channel.variable for _, r, _ in found for s in r.sources.values()}
+        known = [f"{theirs} → {ours}" if theirs != ours else str(ours) for theirs, ours in names.items()]
+        other = [str(n) for n in self._ds.data_vars if n not in names]
+        rows = [("xmosaic", f"{len(names)} of {len(self._ds.data_vars)} variables recognised")]
+        rows += [("Variables", ", ".join(known) or "none")]
+        rows += [("Not used", ", ".join(other))] if other else []
+        rows += [("Times", _span(best.times))]
+        rows += [("Grid", self._grid(best))]
+        return rows + [("Model", f"{name}: {'; '.join(verdict) or self._fitting(name)}") for name, _, verdict in found]
+
+    def _fitting(self, name: str) -> str:
+        if name != "bundled":
+            return f"fits; needs its weights: load_model({name!r})"
+        model = load_model(name)
+        untrained = " UNTRAINED, no skill." if model.untrained else ""
+        days, members = 10, 24
+        size = days * 24 // model.config.step_hours * members * model.state_bytes()
+        return f"fits.{untrained} {members} members × {days} days take {size / 1e6:.0f} MB"
+
+    def _grid(self, found: Recognition) -> str:
+        if found.cell is not None:
+            return f"HEALPix, {self._ds.sizes.get(str(found.cell), '?')} cells"
+        if found.latitude is None or found.longitude is None:
+            return "no latitude and longitude found"
+        try:
+            return str(LatLonGrid.from_dataset(self._ds[[found.latitude, found.longitude]]))
+        except DatasetError as error:
+            return str(error)
+
+    def _forecast_entries(self) -> list[tuple[str, str]]:
+        ds = self._ds
+        leads = (
+            pd.TimedeltaIndex(np.atleast_1d(ds["prediction_timedelta"].values))
+            if ds["prediction_timedelta"].dtype.kind == "m"
+            else []
+        )
+        starts = np.atleast_1d(ds["time"].values) if "time" in ds.coords else []
+        rows = [
+            ("Forecast", ds.attrs.get("title", f"{ds.sizes['number']} members")),
+            ("Variables", ", ".join(map(str, ds.data_vars))),
+            (
+                "Start",
+                ", ".join(str(np.datetime_as_string(t, unit="h")) for t in starts[:4])
+                + (" …" if len(starts) > 4 else ""),
+            ),
+            ("Leads", f"{len(leads)}: {leads[0]} to {leads[-1]}" if len(leads) else "unknown units"),
+            ("Members", str(ds.sizes["number"])),
+            ("Size", f"{ds.nbytes / 1e6:.0f} MB"),
+            ("Source", str(ds.attrs.get("source", ""))),
+            ("Comment", str(ds.attrs.get("comment", ""))),
+            ("License", str(ds.attrs.get("license", ""))),
+        ]
+        return [(label, text) for label, text in rows if text]
+
+    def __repr__(self) -> str:
+        return text_card(self.entries())
+
+    def _repr_html_(self) -> str:
+        return html_card(self.entries())
+
+
+def _span(times: pd.DatetimeIndex) -> str:
+    if not len(times):
+        return "none found"
+    spacing = np.unique(np.diff(times.sort_values()))
+    every = (
+        f", every {pd.Timedelta(spacing[0])}"
+        if len(spacing) == 1
+        else (", at uneven intervals" if len(spacing) else "")
+    )
+    return f"{len(times)}: {times.min()} to {times.max()}{every}"
+
+
+class _CallableModule(types.ModuleType):
+    """Python binds a submodule to its package's attribute: ``xmosaic.forecast(ds, …)`` finds this module here."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        return forecast(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

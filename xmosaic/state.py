@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,13 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from .cards import html_card, text_card
 from .checkpoint import Model
+from .dialects import Problem, Recognition, recognise, standardise
 from .errors import ArgumentError, DatasetError, explain
 from .grid import LatLonGrid, normalise_latlon, wrap_longitude
 from .healpix import to_latlon
-from .variables import Channel, Problem, Recognition, Schema, cf_attributes, recognise, standardise
+from .variables import Channel, Schema, cf_attributes
 
 # Grid points closer than this are the same point: float32 longitudes are exact to 2e-5 degrees.
 _SAME_POINT = 1e-3
@@ -71,19 +72,15 @@ class Report:
         verdict = "ready" if self.ok else f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
         starts = ", ".join(f"{t:%Y-%m-%dT%H}" for t in self.starts[:4]) + (" …" if len(self.starts) > 4 else "")
         rows = [("Forecast", f"{verdict}, with model {self.model!r}"), ("Start", starts or "none")]
-        rows += [("Uses", f"{ours} ← {theirs}, {units}") for ours, theirs, units in self.recognition._rows()]
+        rows += [("Uses", f"{ours} ← {theirs}, {units}") for ours, theirs, units in self.recognition.rows()]
         rows += [("Problem", str(p)) for p in self.problems]
         return rows + [("Note", n) for n in self.notes]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{label:<9} {text}" for label, text in self._entries())
+        return text_card(self._entries())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(k)}</th><td style='text-align:left'>{escape(v)}</td></tr>"
-            for k, v in self._entries()
-        )
-        return f"<table class='xmosaic-report'>{rows}</table>"
+        return html_card(self._entries())
 
 
 class State:
@@ -345,24 +342,6 @@ def parse_times(time: Any, available: pd.DatetimeIndex) -> tuple[bool, pd.Dateti
     if starts.has_duplicates:
         raise ArgumentError(explain(f"time={time!r} names a start twice", expected="each start once"))
     return bool(scalar), starts.as_unit("ns")
-
-
-def check(ds: xr.Dataset, model: Model, time: Any = None) -> Report:
-    """List what a forecast would use of a Dataset and every problem at once, each with its fix.
-
-    Parameters
-    ----------
-    ds : Dataset
-        In any dialect; only the fields of the starts and their histories are read.
-    model : Model
-    time : datetime-like, sequence or slice of them, optional
-        Starts; by default the last time of the Dataset.
-
-    Returns
-    -------
-    Report
-    """
-    return State(ds, model, time).report()
 
 
 def fit(ds: xr.Dataset, schema: Schema, grid: LatLonGrid) -> list[str]:

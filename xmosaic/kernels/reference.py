@@ -10,7 +10,7 @@ _GATHER_ELEMENTS = 32 * 1024 * 1024
 
 
 def grouped_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Full attention of (batch, kv_head, group, query, d) over (batch, kv_head, key, d), any further batch dims first."""
+    """Full attention of (..., kv_head, group, query, d) over (..., kv_head, key, d)."""
     *batch, group, length, d = query.shape
     # Without a mask the queries of a group are just more queries, so keys are never repeated.
     folded = query.reshape(-1, 1, group * length, d)
@@ -37,8 +37,9 @@ def selected_attention(
     slices = []
     for start in range(0, blocks, step):
         picked = block_indices[:, :, start : start + step]
-        gathered = (_gather_blocks(x, picked).reshape(*picked.shape[:3], count * block_size, d) for x in (key, value))
-        slices.append(grouped_attention(query[:, :, start : start + step], *gathered, scale))
+        width = (*picked.shape[:3], count * block_size, d)
+        keys, values = (_gather_blocks(x, picked).reshape(width) for x in (key, value))
+        slices.append(grouped_attention(query[:, :, start : start + step], keys, values, scale))
     out = torch.cat(slices, dim=2) if len(slices) > 1 else slices[0]
     return out.transpose(2, 3).reshape(batch, num_heads, points, d)
 

@@ -1,0 +1,171 @@
+"""Command line: ``xmosaic forecast | check | convert | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from . import __version__
+from .errors import DatasetError, MosaicError, StoreError, explain
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        By default the arguments of the process.
+
+    Returns
+    -------
+    int
+        0: done. 1: the text on standard error says what is wrong. 2: wrong usage. 130: interrupted.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except MosaicError as error:
+        print(f"xmosaic: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("xmosaic: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xmosaic", description="Ensemble weather forecasts from a Dataset.")
+    parser.add_argument("--version", action="version", version=f"xmosaic {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("forecast", help="make an ensemble forecast and write it to a Zarr store")
+    command.add_argument("input", help="Zarr store or netCDF file with the analyses")
+    command.add_argument("output", help="Zarr store to write; must not exist")
+    command.add_argument("--lead", required=True, help="how far, such as 10D or 240h")
+    command.add_argument("--members", type=int, required=True, help="size of the ensemble")
+    command.add_argument("--variables", nargs="+", help="variables or channels to keep; all by default")
+    command.add_argument("--every", help="keep only leads that are multiples of this")
+    command.add_argument("--seed", type=int, default=0, help="0 by default")
+    command.add_argument("--batch-size", type=int, help="members that run together; by default as fits the device")
+    command.add_argument("--device", help="such as cpu or cuda:0")
+    command.add_argument("--dtype", help="float32 (default), bfloat16, float16 or float64")
+    command.add_argument("--grid", choices=("model", "input"), default="model", help="grid of the result")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_model_and_time(command)
+    command.set_defaults(run=_forecast)
+
+    command = commands.add_parser("check", help="say what a forecast would use of a Dataset, and every problem")
+    command.add_argument("input", help="Zarr store or netCDF file")
+    _add_model_and_time(command)
+    command.set_defaults(run=_check)
+
+    command = commands.add_parser("convert", help="make one self-describing file of the published ones")
+    command.add_argument("source", help="folder with the published files, one of its .pt files, or era5 or hres")
+    command.add_argument("target", help="file to write, ending in .safetensors")
+    command.add_argument("--variant", choices=("era5", "hres"), help="which one, if the folder holds both")
+    command.set_defaults(run=_convert)
+
+    command = commands.add_parser("demo", help="24 members, 10 days, bundled model and sample: a store and a picture")
+    command.add_argument("--out", default=".", help="folder for forecast.zarr and forecast.png; here by default")
+    command.add_argument("--members", type=int, default=24)
+    command.add_argument("--lead", default="10D")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_demo)
+    return parser
+
+
+def _add_model_and_time(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="bundled, era5, hres or a path; by default the one that fits the data")
+    command.add_argument("--time", nargs="+", help="start or starts, such as 2020-01-01T00; the last by default")
+
+
+def _open(path: str) -> xr.Dataset:
+    """A Dataset from a Zarr store or a netCDF file, lazily."""
+    local = "://" not in path
+    if local and not Path(path).exists():
+        raise DatasetError(explain(f"There is no {path}", expected="a Zarr store or a netCDF file"))
+    try:
+        if local and Path(path).is_file():
+            return xr.open_dataset(path, chunks={})
+        return xr.open_zarr(path, consolidated=None)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DatasetError(
+            explain(f"{path} can't be opened", got=reason, expected="a Zarr store or a netCDF file")
+        ) from error
+
+
+def _time(options: argparse.Namespace) -> str | list[str] | None:
+    return options.time[0] if options.time and len(options.time) == 1 else options.time
+
+
+def _forecast(options: argparse.Namespace) -> int:
+    from .forecast import forecast
+
+    result = forecast(
+        _open(options.input),
+        options.lead,
+        options.members,
+        model=options.model,
+        time=_time(options),
+        seed=options.seed,
+        variables=options.variables,
+        every=options.every,
+        batch_size=options.batch_size,
+        device=options.device,
+        dtype=options.dtype,
+        grid=options.grid,
+        store=options.output,
+        progress=not options.quiet,
+    )
+    print(result.mosaic)
+    print(f"written to {options.output}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .forecast import check
+
+    report = check(_open(options.input), options.model, _time(options))
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .checkpoint import convert_published, load_model
+
+    path = convert_published(options.source, options.target, variant=options.variant)
+    print(load_model(path))
+    print(f"written to {path}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .checkpoint import load_model
+    from .data import open_sample
+    from .forecast import forecast
+    from .plot import stamps
+
+    began = time.perf_counter()
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(explain(f"The folder {folder} can't be made", got=str(error))) from error
+    store, picture = folder / "forecast.zarr", folder / "forecast.png"
+    model = load_model("bundled")
+    if model.untrained:
+        print("The bundled model is UNTRAINED: random weights show that everything runs; the fields mean nothing.")
+    result = forecast(
+        open_sample(), options.lead, options.members, model=model, store=store, progress=not options.quiet
+    )
+    figure = stamps(result)
+    figure.savefig(picture, dpi=130)
+    print(result.mosaic)
+    print(f"written to {store} and {picture} in {time.perf_counter() - began:.0f} s")
+    return 0
