@@ -142,6 +142,10 @@ def make_model(sample: xr.Dataset) -> Model:
     std = np.array([f.values.astype(np.float64).std() for f in fields])
     network = Mosaic(CONFIG, np.array(GRID.longitude), np.array(GRID.latitude))
     network.init_weights(torch.Generator().manual_seed(0)).requires_grad_(False).eval()
+    for name, weight in network.named_parameters():
+        # at their training start the noise weights are too small to tell members apart on a map
+        if name.endswith(("noise_bias.weight", "to_noise.weight", "w2.weight")):
+            weight.mul_(10)
     provenance = {
         "name": "bundled",
         "title": "random weights (seed 0), to show the machinery until a trained model lands",

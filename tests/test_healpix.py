@@ -27,6 +27,7 @@ from xmosaic.healpix import (
     to_healpix,
     to_latlon,
 )
+from xmosaic.overlap import grid_overlaps, mesh_overlaps
 
 METHODS = ("conservative", "bilinear", "nearest")
 ERA5 = Path(__file__).parents[2] / "shared" / "data" / "era5_tl31_19590102T00.nc"
@@ -104,10 +105,20 @@ def test_children_lie_in_their_parent(nside, levels):
 @given(grids, NSIDES)
 @settings(max_examples=60, deadline=None)
 def test_overlaps_cover_each_cell_and_each_grid_cell_once(grid, nside):
-    from xmosaic.healpix import _overlap_areas
-
-    areas = _overlap_areas.__wrapped__(grid, nside)
+    areas = mesh_overlaps.__wrapped__(grid, nside)
     assert areas.data.min() > 0
+    np.testing.assert_allclose(areas.sum(axis=1), np.pi / (3 * nside**2), rtol=1e-13)
+    np.testing.assert_allclose(areas.sum(axis=0), grid.cell_area().values.ravel(), rtol=2e-13)
+
+
+@given(st.integers(0, 1000), NSIDES)
+@settings(max_examples=20, deadline=None)
+def test_uneven_grids_are_covered_as_well(seed, nside):
+    rng = np.random.default_rng(seed)
+    latitude = np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(18)[0])) + rng.uniform(-1, 1, 18)
+    longitude = np.arange(17) * 360 / 17 + rng.uniform(-2, 2, 17)
+    grid = LatLonGrid(tuple(rng.permutation(latitude)), tuple(rng.permutation(longitude) - 180))
+    areas = mesh_overlaps.__wrapped__(grid, nside)
     np.testing.assert_allclose(areas.sum(axis=1), np.pi / (3 * nside**2), rtol=1e-13)
     np.testing.assert_allclose(areas.sum(axis=0), grid.cell_area().values.ravel(), rtol=2e-13)
 
@@ -575,7 +586,7 @@ def test_nside_must_be_a_power_of_two(nside):
         (lambda f, m: to_healpix(f.values, 4), r"Only xarray objects are regridded\. Found ndarray"),
         (lambda f, m: to_latlon(m, "1.5"), "doesn't name a latitude/longitude grid"),
         (lambda f, m: children(3, -1), "levels=-1 can't be used"),
-        (lambda f, m: regrid_weights(LatLonGrid.equiangular(8, 5), LatLonGrid.equiangular(8, 5)), "use xarray-regrid"),
+        (lambda f, m: to_latlon(f, 18.0, "nearest"), "does not go between two latitude/longitude grids"),
         (lambda f, m: to_latlon(m, 18.0, nside=8), r"own description says otherwise\. Found nside=8"),
         (
             lambda f, m: regrid_weights(HealpixMesh(2), HealpixMesh(1)).apply(np.ones(7)),
@@ -593,7 +604,8 @@ def test_unusable_arguments_are_refused(call, message):
     ("call", "message"),
     [
         (lambda f, m: to_healpix(f.isel(latitude=0, drop=True), 4), "No latitude is on this Dataset"),
-        (lambda f, m: to_latlon(f, 18.0), r"No HEALPix mesh is on this object.*Use to_healpix"),
+        (lambda f, m: to_latlon(f.isel(latitude=0, drop=True), 18.0), "No HEALPix mesh is on this object"),
+        (lambda f, m: to_latlon(f, 18.0, "nearest"), "does not go between two latitude/longitude grids"),
         (
             lambda f, m: to_latlon(m.drop_vars(["cell", "crs"]), 18.0),
             r"The cells have no description\. Found dimension",
@@ -660,3 +672,53 @@ def test_categories_pass_on_nearest(method):
     f = on_grid(LatLonGrid.equiangular(20, 11)).round().astype(str)
     assert set(np.unique(to_healpix(f, 4, "nearest"))) <= set(np.unique(f))
     assert to_healpix(f, 4, "nearest").dtype == f.dtype
+
+
+# Between two latitude/longitude grids
+
+
+@given(grids, grids)
+@settings(max_examples=60, deadline=None)
+def test_grid_overlaps_cover_both_grids_once(source, target):
+    areas = grid_overlaps(source, target)
+    np.testing.assert_allclose(areas.sum(axis=1), target.cell_area().values.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(areas.sum(axis=0), source.cell_area().values.ravel(), rtol=1e-12)
+
+
+@given(grids, grids, st.sampled_from(["float32", "float64"]), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_grid_to_grid_keeps_the_integral(source, target, dtype, seed):
+    values = np.random.default_rng(seed).uniform(1, 2, source.shape).astype(dtype)
+    field = xr.DataArray(values, dims=(source.latitude_name, source.longitude_name), coords=source.coordinates())
+    result = to_latlon(field, target)
+    assert result.dtype == dtype
+    before = float((field.astype("float64") * source.cell_area()).sum())
+    after = float((result.astype("float64") * target.cell_area()).sum())
+    assert after == pytest.approx(before, rel=1e-6 if dtype == "float32" else 1e-12)
+
+
+def test_grid_to_grid_is_the_mean_of_the_cells_it_covers():
+    fine = LatLonGrid.equiangular(24, 12, poles=False)
+    field = xr.DataArray(
+        np.random.default_rng(1).normal(size=fine.shape), dims=("latitude", "longitude"), coords=fine.coordinates()
+    )
+    # a coarse cell of 60° × 60° whose edges are edges of the fine grid: the weighted mean of 4 × 4 cells
+    lon = tuple(15.0 * k + 22.5 for k in range(0, 24, 4))
+    coarse = LatLonGrid((-60.0, 0.0, 60.0), lon)
+    weighted = (field * fine.cell_area()).coarsen(latitude=4, longitude=4).sum()
+    expected = weighted / fine.cell_area().coarsen(latitude=4, longitude=4).sum()
+    np.testing.assert_allclose(to_latlon(field, coarse), expected, rtol=1e-12)
+
+
+def test_grid_to_grid_agrees_with_xarray_regrid_away_from_the_poles():
+    # whole fine cells in a coarse cell: there xarray-regrid's cosine weights differ from exact ones by order Δφ²
+    xarray_regrid = pytest.importorskip("xarray_regrid")
+    assert xarray_regrid
+    fine, coarse = LatLonGrid.equiangular(360, 180, poles=False), LatLonGrid.equiangular(60, 30, poles=False)
+    lon, lat = np.meshgrid(np.deg2rad(fine.longitude), np.deg2rad(fine.latitude))
+    field = xr.DataArray(
+        2 + np.cos(lat) ** 2 * np.sin(2 * lon), dims=("latitude", "longitude"), coords=fine.coordinates()
+    )
+    theirs = field.regrid.conservative(xr.Dataset(coords=coarse.coordinates()), latitude_coord="latitude")
+    difference = (to_latlon(field, coarse) - theirs.transpose("latitude", "longitude"))[3:-3]
+    np.testing.assert_allclose(difference, 0, atol=2e-4)

@@ -222,7 +222,7 @@ def forecast(
         If the store holds something already or can't be written.
     """
     chosen = choose_model(ds, model)
-    target = torch.device(device or get_option("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = _check_device(device or get_option("device"))
     state = State(ds, chosen, time)
     state.report(values=False).raise_for_problems()
     plan = Plan(
@@ -542,9 +542,8 @@ def parse_lead(name: str, value: Any) -> pd.Timedelta:
     Timedelta
     """
     do = f"Write {name}='10D' or {name}='240h'"
-    if isinstance(value, bool | int | float | np.integer | np.floating) or (
-        isinstance(value, str) and value.strip().replace(".", "", 1).lstrip("+-").isdigit()
-    ):
+    number = isinstance(value, bool | int | float | np.integer | np.floating) and not isinstance(value, np.timedelta64)
+    if number or (isinstance(value, str) and value.strip().replace(".", "", 1).lstrip("+-").isdigit()):
         raise ArgumentError(explain(f"{name}={value!r} has no units", expected="a time span", do=do))
     try:
         span = pd.Timedelta(value)
@@ -580,6 +579,21 @@ def _check_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise ArgumentError(explain(f"seed={seed!r} can't be used", expected="a whole number from 0 to 2**64 - 1"))
     return int(seed)
+
+
+def _check_device(device: Any) -> torch.device:
+    """The device, once something has been put there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        count = torch.cuda.device_count()
+        gpus = f", 'cuda:0' … 'cuda:{count - 1}'" if count else " (torch finds no GPU here)"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArgumentError(explain(f"device={device!r} can't be used", got=reason, expected=f"'cpu'{gpus}")) from None
+    return chosen
 
 
 def _check_dtype(dtype: Any) -> torch.dtype:
@@ -717,21 +731,14 @@ class Overview:
 
     def _forecast_entries(self) -> list[tuple[str, str]]:
         ds = self._ds
-        leads = (
-            pd.TimedeltaIndex(np.atleast_1d(ds["prediction_timedelta"].values))
-            if ds["prediction_timedelta"].dtype.kind == "m"
-            else []
-        )
-        starts = np.atleast_1d(ds["time"].values) if "time" in ds.coords else []
+        leads = np.atleast_1d(ds["prediction_timedelta"].values)
+        span = f"{len(leads)}: {pd.Timedelta(leads[0])} to {pd.Timedelta(leads[-1])}" if leads.dtype.kind == "m" else ""
+        starts = [str(t)[:13] for t in np.atleast_1d(ds["time"].values)] if "time" in ds.coords else []
         rows = [
             ("Forecast", ds.attrs.get("title", f"{ds.sizes['number']} members")),
             ("Variables", ", ".join(map(str, ds.data_vars))),
-            (
-                "Start",
-                ", ".join(str(np.datetime_as_string(t, unit="h")) for t in starts[:4])
-                + (" …" if len(starts) > 4 else ""),
-            ),
-            ("Leads", f"{len(leads)}: {leads[0]} to {leads[-1]}" if len(leads) else "unknown units"),
+            ("Start", ", ".join(starts[:4]) + (" …" if len(starts) > 4 else "")),
+            ("Leads", span),
             ("Members", str(ds.sizes["number"])),
             ("Size", f"{ds.nbytes / 1e6:.0f} MB"),
             ("Source", str(ds.attrs.get("source", ""))),

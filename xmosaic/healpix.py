@@ -1,14 +1,14 @@
 """The HEALPix mesh: geometry, CF metadata, and labelled, lazy regridding from and to latitude/longitude.
 
-Cells are in nested order throughout. The order of this file: geometry, exact overlap areas, operators
-(sparse matrices), metadata, and `to_healpix` and `to_latlon`, which put them together.
+Cells are in nested order throughout. The order of this file: geometry, operators (sparse matrices), metadata, and
+`to_healpix` and `to_latlon`, which put them together.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -17,8 +17,8 @@ import numpy as np
 import xarray as xr
 
 from .errors import ArgumentError, DatasetError, explain
-from .grid import LatLonGrid, XarrayObject, find_latlon, parse_grid, wrap_longitude
-from .grid import distinct_meridians as _distinct_meridians
+from .grid import LatLonGrid, XarrayObject, distinct_meridians, find_latlon, parse_grid, wrap_longitude
+from .overlap import SLIVER, grid_overlaps, mesh_overlaps, own_order
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -29,13 +29,7 @@ _METHODS = ("conservative", "bilinear", "nearest")
 _MESH_DIMS = ("cell", "cells", "cell_ids", "values")
 _DATA_NAME = "xmosaic_field"
 
-# Larger steps are faster, at about 200 bytes each
-_STRIPS_AT_ONCE = 500_000
-_CELLS_AT_ONCE = 1 << 17
 _FIELDS_AT_ONCE = 32
-
-# Entries this small (relative to the cell) are rounding errors of touching cells
-_SLIVER = 1e-14
 
 
 # ---------------------------------------------------------------------------------------------- geometry
@@ -166,186 +160,6 @@ def _levels(levels: Any) -> int:
     raise ArgumentError(explain(f"levels={levels!r} can't be used", expected="an integer of at least 0"))
 
 
-# --------------------------------------------------------------------------------- exact overlap areas
-#
-# HEALPix is drawn on a plane (x, y) where every cell is a square standing on its corner and |y| = 45° is
-# |sin φ| = 2/3. In the belt x is the longitude and y = 67.5° z; in the caps, at the distance v = 90° − |y|
-# from the pole, x − x₀ = (λ − λ₀)·v/45° with λ₀ the middle of the face, and z = ±(1 − (v/45°)²/3).
-# So, with the width s(v) = 1 (belt) or v/45° (caps) of a degree of longitude on the plane,
-#
-#     dz = s dv / 67.5°      and      (λ − λ₀)·s = intercept + slope·v    on each edge of a cell.
-#
-# A cell is cut along its horizontal diagonal into halves, each in one zone only, and a half is what lies
-# between two such edges. Its overlap with the rectangle [λ₁, λ₂] × [z₁, z₂] is the integral over dz of
-# clip(east edge, λ₁, λ₂) − clip(west edge, λ₁, λ₂). Between the points where an edge crosses λ₁ or λ₂ the
-# integrand times s is linear in v: the midpoint rule is exact. Corners of cells are multiples of 45°/nside and
-# thus without rounding.
-
-_FACE_ROW = np.array([2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
-_FACE_COLUMN = np.array([1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7])
-
-
-class _Halves(NamedTuple):
-    """Half cells of one zone: between two edges (λ − λ₀)·s = intercept ± slope·v, for v from low to high."""
-
-    cell: np.ndarray
-    meridian: np.ndarray  # λ₀ [degrees]
-    low: np.ndarray  # [degrees]
-    high: np.ndarray
-    west: np.ndarray  # intercepts [degrees]
-    east: np.ndarray
-    slope: np.ndarray  # of the eastern edge; the western one has the opposite
-
-    def take(self, index: np.ndarray) -> _Halves:
-        return _Halves(*(field[index] for field in self))
-
-
-def _scale(v: np.ndarray, cap: bool) -> np.ndarray | float:
-    return v / 45.0 if cap else 1.0
-
-
-def _halves(nside: int, cells: np.ndarray, zone: str) -> _Halves:
-    import healpy
-
-    ix, iy, face = (part.astype(np.int64) for part in healpy.pix2xyf(nside, cells, nest=True))
-    x = _FACE_COLUMN[face] * nside + ix - iy
-    y = (2 - _FACE_ROW[face]) * nside + ix + iy + 1
-    v = {"belt": y, "north": 2 * nside - y, "south": 2 * nside + y}[zone]
-    # any meridian does in the belt; from the cell's own, differences of longitudes are free of rounding
-    meridian = x if zone == "belt" else _FACE_COLUMN[face] * nside
-    pieces = []
-    for slope in (1, -1):
-        tip = v - slope
-        inside = (np.minimum(tip, v) >= (-nside if zone == "belt" else 0)) & (np.maximum(tip, v) <= nside)
-        west, east = x - meridian + slope * tip, x - meridian - slope * tip
-        bounds = (np.minimum(tip, v), np.maximum(tip, v))
-        degrees = (field[inside] * (45.0 / nside) for field in (meridian, *bounds, west, east))
-        pieces.append((cells[inside], *degrees, np.full(inside.sum(), float(slope))))
-    return _Halves(*(np.concatenate(field) for field in zip(*pieces, strict=True)))
-
-
-def _row_edges(grid: LatLonGrid, zone: str) -> np.ndarray:
-    """Edges of the rows as v [degrees], ascending; from south to north but for the northern cap."""
-    latitude = grid.latitude_edges()
-    if zone == "belt":
-        return 67.5 * np.sin(np.deg2rad(latitude))
-    colatitude = 90.0 - latitude[::-1] if zone == "north" else 90.0 + latitude
-    # 45·sqrt(3 (1 − |z|)), written so that small caps keep all digits
-    return 45.0 * np.sqrt(6.0) * np.sin(np.deg2rad(colatitude) / 2)
-
-
-def _expand(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All integers start[k] … stop[k] − 1, and the k each belongs to."""
-    count = np.maximum(stop - start, 0)
-    owner = np.repeat(np.arange(count.size), count)
-    return owner, np.arange(owner.size) - np.repeat(np.cumsum(count) - count - start, count)
-
-
-def _longitude_span(half: _Halves, cap: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Westernmost and easternmost longitude of the half cells [degrees]; edges are monotonic."""
-    corners = []
-    for v in (half.low, half.high):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            west = (half.west - half.slope * v) / _scale(v, cap)
-            east = (half.east + half.slope * v) / _scale(v, cap)
-        # only the four cells around a pole reach v = 0, and there they fill their face
-        corners.append((np.where(v > 0, west, -45.0), np.where(v > 0, east, 45.0)) if cap else (west, east))
-    west, east = np.minimum(corners[0][0], corners[1][0]), np.maximum(corners[0][1], corners[1][1])
-    return half.meridian + west, half.meridian + east
-
-
-def _clipped_integral(
-    intercept: np.ndarray, slope: np.ndarray, half: _Halves, west: np.ndarray, east: np.ndarray, cap: bool
-) -> np.ndarray:
-    """∫ clip(λ(v) − west, 0, east − west) s dv along an edge [degrees²]; west and east are relative to λ₀."""
-    low, high = half.low, half.high
-
-    def ahead(v: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-        return intercept + slope * v - longitude * _scale(v, cap)
-
-    def stretch_beyond(longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        first, last = ahead(low, longitude), ahead(high, longitude)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            crossing = low + (high - low) * (first / (first - last))
-        return first > 0, last > 0, crossing, longitude
-
-    def interval(first: np.ndarray, last: np.ndarray, crossing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        start = np.where(first, low, np.where(last, crossing, high))
-        return start, np.where(last, high, np.where(first, crossing, low))
-
-    past_west, past_east = stretch_beyond(west), stretch_beyond(east)
-    start, stop = interval(*past_west[:3])
-    before, until = interval(~past_east[0], ~past_east[1], past_east[2])
-    start, stop = np.maximum(start, before), np.minimum(stop, until)
-    between = ahead((start + stop) / 2, west) * np.maximum(stop - start, 0.0)
-    start, stop = interval(*past_east[:3])
-    beyond = (east - west) * _scale((start + stop) / 2, cap) * np.maximum(stop - start, 0.0)
-    return between + beyond
-
-
-def _strips(grid: LatLonGrid, half: _Halves, zone: str) -> Iterator[tuple[_Halves, np.ndarray, np.ndarray]]:
-    """Half cells cut by rows, with row and column (turns counted on) of the rectangles they meet, in portions."""
-    edges, columns = _row_edges(grid, zone), grid.longitude_edges()[:-1]
-    nlat, nlon = grid.shape
-    first = np.clip(np.searchsorted(edges, half.low, side="right") - 1, 0, nlat - 1)
-    owner, row = _expand(first, np.clip(np.searchsorted(edges, half.high, side="left"), 1, nlat))
-    cut = half.take(owner)
-    cut = cut._replace(low=np.maximum(cut.low, edges[row]), high=np.minimum(cut.high, edges[row + 1]))
-    row = nlat - 1 - row if zone == "north" else row
-    turns = np.concatenate([columns + 360.0 * turn for turn in range(-2, 3)])
-    west, east = _longitude_span(cut, cap=zone != "belt")
-    # the margin finds columns that are touched by rounding only, so that nothing is lost between two
-    first = np.searchsorted(turns, west - 1e-9, side="right") - 1
-    last = np.searchsorted(turns, east + 1e-9, side="left")
-    total = np.cumsum(last - first)
-    portions = np.searchsorted(total, np.arange(_STRIPS_AT_ONCE, total[-1] if total.size else 0, _STRIPS_AT_ONCE))
-    for part in np.split(np.arange(total.size), portions):
-        owner, column = _expand(first[part], last[part])
-        yield cut.take(part[owner]), row[part[owner]], column - 2 * nlon
-
-
-def _zone_overlaps(grid: LatLonGrid, nside: int, cells: np.ndarray, zone: str) -> Iterator[tuple[np.ndarray, ...]]:
-    """Cell, point (row·nlon + column of the sorted grid), area [sr] of the overlaps."""
-    edges, cap, nlon = grid.longitude_edges(), zone != "belt", grid.shape[1]
-    for half, row, column in _strips(grid, _halves(nside, cells, zone), zone):
-        turn, column = np.divmod(column, nlon)
-        meridian = half.meridian - 360.0 * turn
-        west, east = edges[column] - meridian, edges[column + 1] - meridian
-        area = _clipped_integral(half.east, half.slope, half, west, east, cap)
-        area -= _clipped_integral(half.west, -half.slope, half, west, east, cap)
-        some = area > 0
-        yield half.cell[some], (row * nlon + column)[some], area[some] * (np.deg2rad(1.0) / 67.5)
-
-
-@lru_cache(maxsize=2)
-def _overlap_areas(grid: LatLonGrid, nside: int) -> scipy.sparse.csr_array:
-    """Area of each mesh cell in each grid cell [sr]: (cell, latitude·longitude in the grid's own order)."""
-    import scipy.sparse
-
-    size = HealpixMesh(nside).size
-    blocks = []
-    for start in range(0, size, _CELLS_AT_ONCE):
-        cells = np.arange(start, min(start + _CELLS_AT_ONCE, size))
-        parts = [part for zone in ("belt", "north", "south") for part in _zone_overlaps(grid, nside, cells, zone)]
-        cell, point, area = (np.concatenate(field) for field in zip(*parts, strict=True))
-        shape = (cells.size, grid.shape[0] * grid.shape[1])
-        block = scipy.sparse.coo_array((area, (cell - start, _own_order(grid)[point])), shape=shape).tocsr()
-        blocks.append(_without_slivers(block, np.pi / (3 * nside**2)))
-    return scipy.sparse.vstack(blocks, format="csr")
-
-
-def _without_slivers(areas: scipy.sparse.csr_array, cell_area: float) -> scipy.sparse.csr_array:
-    areas.data[areas.data < _SLIVER * min(cell_area, areas.data.max())] = 0.0
-    areas.eliminate_zeros()
-    return areas
-
-
-def _own_order(grid: LatLonGrid) -> np.ndarray:
-    """Flat position in the grid of each point of the sorted grid."""
-    rows, columns = np.argsort(grid.latitude), np.argsort(wrap_longitude(grid.longitude))
-    return (rows[:, None] * grid.shape[1] + columns).ravel()
-
-
 # -------------------------------------------------------------------------------------------- operators
 
 
@@ -437,7 +251,6 @@ def regrid_weights(source: Grid, target: Grid, method: Method = "conservative") 
     Parameters
     ----------
     source, target : LatLonGrid or HealpixMesh
-        At least one is a HealpixMesh.
     method : {"conservative", "bilinear", "nearest"}
         See `to_healpix`.
 
@@ -468,17 +281,18 @@ def _build_weights(source: Grid, target: Grid, method: Method) -> RegridWeights:
         }
     elif isinstance(source, LatLonGrid) and isinstance(target, HealpixMesh):
         builders = {
-            "conservative": lambda source, target: _overlap_areas(source, target.nside),
+            "conservative": lambda source, target: mesh_overlaps(source, target.nside),
             "bilinear": _bilinear_to_mesh,
             "nearest": _nearest_to_mesh,
         }
     else:
+        builders = {"conservative": grid_overlaps}
+    if method not in builders:
         raise ArgumentError(
             explain(
-                "No operator between these two",
-                got=f"{type(source).__name__} and {type(target).__name__}",
-                expected="a HealpixMesh and a LatLonGrid, or two HealpixMesh",
-                do="Between latitude/longitude grids use xarray-regrid.",
+                f"method={method!r} does not go between two latitude/longitude grids",
+                expected="'conservative'",
+                do="Use xarray's interp for points.",
             )
         )
     matrix = scipy.sparse.csr_array(builders[method](source, target), dtype=np.float64, copy=True)
@@ -491,7 +305,7 @@ def _build_weights(source: Grid, target: Grid, method: Method) -> RegridWeights:
 
 def _normalised(matrix: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     """Rows divided by their sums, less the entries that are zero up to rounding."""
-    for smallest in (_SLIVER, 0.0):
+    for smallest in (SLIVER, 0.0):
         count = np.diff(matrix.indptr)
         matrix.data /= np.repeat(np.asarray(matrix.sum(axis=1)).ravel(), count)
         matrix.data[np.abs(matrix.data) <= smallest] = 0.0
@@ -523,7 +337,7 @@ def _gather(columns: np.ndarray, weights: np.ndarray, size: int) -> scipy.sparse
 
 def _conservative_from_mesh(source: HealpixMesh, target: Grid) -> scipy.sparse.csr_array:
     if isinstance(target, LatLonGrid):
-        return _overlap_areas(target, source.nside).T
+        return mesh_overlaps(target, source.nside).T
     levels = source.refinement_level - target.refinement_level
     cells = np.arange(target.size)
     columns = children(cells, levels) if levels >= 0 else parents(cells, -levels)[:, None]
@@ -578,7 +392,7 @@ def _with_poles(grid: LatLonGrid) -> scipy.sparse.csr_array:
     """From the grid to its sorted points and both poles; the value at a pole is the mean of the outer row."""
     import scipy.sparse
 
-    nlon, own = grid.shape[1], _own_order(grid)
+    nlon, own = grid.shape[1], own_order(grid)
     columns = np.concatenate([own, own[:nlon], own[-nlon:]])
     rows = np.concatenate([np.arange(own.size), np.repeat([own.size, own.size + 1], nlon)])
     weights = np.concatenate([np.ones(own.size), np.full(2 * nlon, 1.0 / nlon)])
@@ -599,7 +413,7 @@ def _nearest_to_mesh(source: LatLonGrid, target: HealpixMesh) -> scipy.sparse.cs
     candidates = np.stack([before, before + 1, np.zeros_like(before), np.full_like(before, rows.size - 1)])
     distance = np.abs((rows[candidates] - on_meridian + 180.0) % 360.0 - 180.0)
     row = np.take_along_axis(candidates, distance.argmin(axis=0)[None], axis=0)[0]
-    nearest = _own_order(source)[row * columns.size + column][:, None]
+    nearest = own_order(source)[row * columns.size + column][:, None]
     return _gather(nearest, np.ones(nearest.shape), _size(source))
 
 
@@ -872,12 +686,12 @@ def to_latlon(
     max_missing: float = 0.5,
     missing_fraction: bool = False,
 ) -> XarrayObject:
-    """Regrid from the HEALPix mesh to latitude/longitude.
+    """Regrid from the HEALPix mesh (or, conservatively, from another latitude/longitude grid) to latitude/longitude.
 
     Parameters
     ----------
-    obj : Dataset or DataArray, dims (..., cell)
-        The whole mesh, described after CF 1.13 or by xdggs, nested or in rings.
+    obj : Dataset or DataArray, dims (..., cell) or (..., latitude, longitude)
+        The whole mesh, described after CF 1.13 or by xdggs, nested or in rings; or a global grid.
     grid : LatLonGrid, Dataset, DataArray, (nlon, nlat) or float [degrees]
         The result has this grid's order and names. See `parse_grid` for the short forms.
     method : {"conservative", "bilinear", "nearest"}
@@ -961,12 +775,12 @@ def _source(
         if found.positions is not None:
             data = data.isel({found.dim: found.positions})
         return data, found.mesh, (found.dim,)
-    if wanted == "HEALPix":
+    if wanted == "HEALPix" and not latlon:
         raise DatasetError(_no_mesh(data))
     latitude, longitude = find_latlon(data)
     dims = (data[latitude].dims[0], data[longitude].dims[0])
     grid = LatLonGrid.from_dataset(data)
-    kept = _distinct_meridians(np.asarray(data[longitude].values, dtype=np.float64))
+    kept = distinct_meridians(np.asarray(data[longitude].values, dtype=np.float64))
     if kept.size < data.sizes[dims[1]]:
         data = data.isel({dims[1]: kept})
     return data, grid, dims

@@ -62,7 +62,9 @@ class StageConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.nside >= 1 and self.nside & (self.nside - 1) == 0, "nside", self.nside, "a power of two")
+        _check(self.num_heads >= 1, "num_heads", self.num_heads, "1 or more")
         _check(
             self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads",
@@ -70,7 +72,7 @@ class StageConfig:
             f"a divisor of num_heads={self.num_heads}",
         )
         _check(
-            self.dim % self.num_heads == 0 and self.head_dim % 4 == 0,
+            self.dim >= 1 and self.dim % self.num_heads == 0 and self.head_dim % 4 == 0,
             "dim",
             self.dim,
             f"num_heads={self.num_heads} times a multiple of 4",
@@ -95,7 +97,12 @@ class StageConfig:
             (self.encoder_depth, self.decoder_depth),
             "0 or more",
         )
-        _check(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "a positive number")
+        _check(
+            math.isfinite(self.mlp_ratio) and self.mlp_ratio * self.dim >= 1,
+            "mlp_ratio",
+            self.mlp_ratio,
+            f"a number of at least 1 / dim={self.dim}",
+        )
 
     @property
     def points(self) -> int:
@@ -164,7 +171,16 @@ class MosaicConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        _check_types(self)
+        unknown = [b for b in self.branches if b not in BRANCHES]
+        _check(not unknown and len(self.branches) >= 1, "branches", self.branches, f"some of {', '.join(BRANCHES)}")
         object.__setattr__(self, "branches", tuple(b for b in BRANCHES if b in self.branches))
+        _check(
+            all(isinstance(s, StageConfig) for s in (*self.stages, self.bottleneck)),
+            "stages and bottleneck",
+            [type(s).__name__ for s in (*self.stages, self.bottleneck)],
+            "StageConfig",
+        )
         nsides = [s.nside for s in (*self.stages, self.bottleneck)]
         _check(len(self.stages) >= 1, "stages", 0, "at least one stage above the bottleneck")
         _check(
@@ -189,9 +205,10 @@ class MosaicConfig:
             ("noise_dim", 0),
         ):
             _check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
-        _check(len(self.branches) >= 1, "branches", self.branches, f"at least one of {BRANCHES}")
         _check(self.grouping in ("group", "strided"), "grouping", self.grouping, "'group' or 'strided'")
         _check(self.clock in ("calendar", "release"), "clock", self.clock, "'calendar' or 'release'")
+        good = math.isfinite(self.rope_theta) and self.rope_theta > 0
+        _check(good, "rope_theta", self.rope_theta, "a positive number")
 
     @property
     def num_channels(self) -> int:
@@ -225,6 +242,17 @@ class MosaicConfig:
 def _check(condition: bool, name: str, got: Any, expected: str) -> None:
     if not condition:
         raise ArgumentError(explain(f"{name} can't be used in this network", got=str(got), expected=expected))
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+def _check_types(config: Any) -> None:
+    """Numbers of a file may be of any type; those that only look right fail much later."""
+    for field in dataclasses.fields(config):
+        value, kinds = getattr(config, field.name), _KINDS.get(str(field.type), ())
+        good = not kinds or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)))
+        _check(good, field.name, repr(value), f"of type {field.type}")
 
 
 def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
@@ -295,7 +323,13 @@ class Mosaic(nn.Module):
         first, last = config.stages[0], config.bottleneck
         grid, mesh = _grid_lonlat(longitude, latitude), _mesh_lonlat(first.nside)
         to_mesh, to_grid = neighbors if neighbors is not None else find_neighbors(config, longitude, latitude)
-        self.register_buffer("static_features", _static_features(config, grid, static), persistent=False)
+        for table, targets in ((to_mesh, mesh), (to_grid, grid)):
+            shape = (len(targets), config.num_neighbors)
+            _check(np.shape(table) == shape, "neighbors", f"shape {np.shape(table)}", f"shape {shape}")
+        self.static_features: torch.Tensor
+        self.register_buffer(
+            "static_features", _static_features(config, grid, self.grid_shape, static), persistent=False
+        )
         if config.noise_dim:
             self.noise_generator = nn.ModuleDict({"to_noise": _linear(config.noise_dim, config.noise_dim)})
         self.preprocess = nn.Sequential(
@@ -357,9 +391,10 @@ class Mosaic(nn.Module):
         rows, points = batch * member, math.prod(self.grid_shape)
         x = history.permute(0, 1, 3, 4, 2, 5).reshape(rows, points, -1)
         static = self.static_features.to(x.dtype).expand(rows, -1, -1)
-        angle = clock.to(x.dtype) * (2 * math.pi)
+        # a day of the year in half precision would be off by days
+        angle = clock.to(torch.promote_types(x.dtype, torch.float32)) * (2 * math.pi)
         day, year = angle.unbind(-1)
-        cycle = torch.stack([day.sin(), day.cos(), year.sin(), year.cos()], dim=-1)
+        cycle = torch.stack([day.sin(), day.cos(), year.sin(), year.cos()], dim=-1).to(x.dtype)
         cycle = cycle.view(batch, 1, 1, 4).expand(batch, member, points, 4).reshape(rows, points, 4)
         return torch.cat([x, static, cycle], dim=-1)
 
@@ -436,6 +471,8 @@ class NeighborAttention(nn.Module):
         self.to_q = _linear(3, stage.dim)
         self.to_kv = _linear(stage.dim, 2 * stage.dim)
         self.to_o = _linear(stage.dim, stage.dim)
+        self.neighbors: torch.Tensor
+        self.direction: torch.Tensor
         self.register_buffer("neighbors", torch.from_numpy(np.asarray(neighbors, dtype=np.int64)), persistent=False)
         self.register_buffer("direction", _directions(source, target, neighbors), persistent=False)
 
@@ -646,15 +683,13 @@ def _standardise(columns: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(scaled.astype(np.float32))
 
 
-def _static_features(config: MosaicConfig, grid: np.ndarray, static: np.ndarray | None) -> torch.Tensor:
-    fields = np.zeros((len(grid), 0)) if static is None else np.asarray(static, float).reshape(len(grid), -1)
-    _check(
-        fields.shape[1] == config.num_static,
-        "static",
-        f"{fields.shape[1]} fields",
-        f"num_static={config.num_static} fields on the grid",
-    )
-    return _standardise(np.concatenate([fields, _unit_vectors(grid)], axis=-1))
+def _static_features(
+    config: MosaicConfig, grid: np.ndarray, grid_shape: tuple[int, int], static: np.ndarray | None
+) -> torch.Tensor:
+    fields = np.zeros((*grid_shape, 0)) if static is None else np.asarray(static, float)
+    shape = (*grid_shape, config.num_static)
+    _check(fields.shape == shape, "static", f"shape {fields.shape}", f"(longitude, latitude, static) = {shape}")
+    return _standardise(np.concatenate([fields.reshape(len(grid), -1), _unit_vectors(grid)], axis=-1))
 
 
 def _child_positions(nside: int) -> torch.Tensor:

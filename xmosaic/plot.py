@@ -60,7 +60,7 @@ def stamps(
     columns = min(6, shown)
     rows = -(-shown // columns)
     figure = plt.figure(figsize=(2.1 * columns + 1.2, 1.2 * rows + 3.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.2 * rows, 3.0))
+    (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.2 * rows, 3.0))
     low, high = np.nanquantile(field, [0.005, 0.995])
     style = {"cmap": "viridis", "vmin": low, "vmax": high, "shading": "nearest", "rasterized": True}
     axes = upper.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)

@@ -262,14 +262,14 @@ class State:
     def _value_problems(self, fields: dict[str, np.ndarray], time: pd.Timestamp) -> list[Problem]:
         problems = []
         for name, values in fields.items():
-            if bad := np.size(values) - np.count_nonzero(np.isfinite(values)):
+            if bad := int(np.count_nonzero(~np.isfinite(values))):
                 problems.append(self._missing_problem(name, values, bad, time))
             elif (problem := self._unit_problem(name, values, time)) is not None:
                 problems.append(problem)
         return problems
 
     def _missing_problem(self, name: str, values: np.ndarray, bad: int, time: pd.Timestamp) -> Problem:
-        lon, lat = np.argwhere(~np.isfinite(values))[0]
+        lon, lat = np.argwhere(~np.isfinite(values))[0].tolist()
         where = f"{self.model.grid.latitude[lat]:g}° N {self.model.grid.longitude[lon]:g}° E"
         return Problem(
             name,
@@ -323,7 +323,7 @@ def parse_times(time: Any, available: pd.DatetimeIndex) -> tuple[bool, pd.Dateti
         return True, available[-1:]
     if isinstance(time, slice):
         return False, available[available.slice_indexer(time.start, time.stop, time.step)]
-    values = time.values if isinstance(time, xr.DataArray | pd.Series) else time
+    values: Any = time.values if isinstance(time, xr.DataArray | pd.Series) else time
     scalar = isinstance(values, str) or np.ndim(values) == 0
     try:
         starts = pd.DatetimeIndex([values] if scalar and np.ndim(values) == 0 else values)

@@ -94,8 +94,8 @@ class ZarrSink:
         self._where: tuple[slice, slice, int] | None = None
         try:
             self._create(template, variables)
-            self._group = zarr.open_group(store, mode="r+")
-            self._written = self._group[f"{_RECORD}/written"]
+            self._group: Any = zarr.open_group(store, mode="r+")
+            self._written: Any = self._group[f"{_RECORD}/written"]
         except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
             raise StoreError(_unwritable(self._label, error)) from error
 

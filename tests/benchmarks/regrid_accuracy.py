@@ -9,6 +9,7 @@ import datetime
 import os
 import platform
 import resource
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import xarray as xr
 import xarray_regrid  # noqa: F401  (registers .regrid)
 
-from xmosaic import healpix
+from xmosaic import healpix, overlap
 from xmosaic.grid import LatLonGrid
 from xmosaic.healpix import HealpixMesh, cell_centres, mesh_coordinates, regrid_weights, to_healpix, to_latlon
 
@@ -44,7 +45,7 @@ CASES = [
 
 
 def smooth(longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:
-    """A field between about 0.5 and 4, of total wavenumber up to three."""
+    """A field between about -0.1 and 4.1, of total wavenumber up to three."""
     x, y = np.deg2rad(longitude), np.deg2rad(latitude)
     return 2 + np.sin(y) + np.cos(y) * np.cos(x) + 0.5 * np.cos(y) ** 2 * np.sin(2 * x) + np.sin(y) ** 3
 
@@ -74,7 +75,7 @@ def print_conservation() -> None:
         )
     )
     for name, grid, nside in CASES:
-        areas = healpix._overlap_areas(grid, nside)
+        areas = overlap.mesh_overlaps(grid, nside)
         cell_area, area = np.pi / (3 * nside**2), grid.cell_area()
         parts = [np.abs(areas.sum(axis=1) / cell_area - 1).max()]
         # bincount adds each grid cell in the same order as sum(axis=0) does
@@ -151,7 +152,7 @@ def print_cost() -> None:
         mesh = HealpixMesh(nside)
         seconds = []
         for method in ("conservative", "bilinear"):
-            healpix._overlap_areas.cache_clear()
+            overlap.mesh_overlaps.cache_clear()
             healpix._build_weights.cache_clear()
             start = time.perf_counter()
             regrid_weights(grid, mesh, method)
@@ -166,12 +167,25 @@ def print_cost() -> None:
     print(f"largest memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
+def print_large() -> None:
+    cell_centres(1)
+    for nside in (512, 1024):
+        start = time.perf_counter()
+        weights = regrid_weights(LatLonGrid.equiangular(1440, 721), HealpixMesh(nside))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = time.perf_counter() - start
+        print(f"1440 × 721, nside {nside}: {weights.matrix.nnz:,} overlaps, {seconds:.1f} s, {memory:.1f} GiB")
+
+
 if __name__ == "__main__":
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "xarray", "healpy", "xarray-regrid"))
     print(
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} CPUs, "
         f"Python {platform.python_version()}, {packages}"
     )
+    if sys.argv[1:] == ["large"]:
+        print_large()
+        sys.exit()
     print_cost()
     print_conservation()
     print_comparison()

@@ -47,6 +47,7 @@ def selected_attention(
     ArgumentError
         For shapes that don't belong together or an unknown ``impl``.
     """
+    _require_axes(query=query, key=key)
     batch, num_heads, points, d = query.shape
     _require(
         key.shape == value.shape,
@@ -55,13 +56,13 @@ def selected_attention(
         "equal shapes",
     )
     _require(
-        key.shape[0] == batch and key.shape[2:] == query.shape[2:] and num_heads % key.shape[1] == 0,
+        key.shape[0] == batch and key.shape[2:] == query.shape[2:] and _divides(key.shape[1], num_heads),
         "query and key don't belong together",
         f"{tuple(query.shape)} and {tuple(key.shape)}",
         "the same batch, point and d, and num_heads a multiple of num_kv_heads",
     )
     _require(
-        points % block_size == 0,
+        _divides(block_size, points),
         "block_size does not divide the points",
         f"{block_size}",
         f"a divisor of {points}",
@@ -72,6 +73,7 @@ def selected_attention(
         f"{tuple(block_indices.shape)}",
         f"({batch}, {key.shape[1]}, {points // block_size}, block_count)",
     )
+    _check_blocks(block_indices, points // block_size)
     _check_impl(impl)
     return reference.selected_attention(
         query, key, value, block_indices, block_size, d**-0.5 if scale is None else scale
@@ -109,7 +111,19 @@ def select_blocks(
     -------
     int64 Tensor, (batch, num_kv_heads, block, block_count)
         In no particular order.
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together, an unknown ``grouping`` or an unknown ``impl``.
     """
+    _require_axes(query=query, key=key)
+    _require(
+        (query.shape[0], query.shape[3]) == (key.shape[0], key.shape[3]) and _divides(key.shape[1], query.shape[1]),
+        "query and key don't belong together",
+        f"{tuple(query.shape)} and {tuple(key.shape)}",
+        "the same batch and d, and num_heads a multiple of num_kv_heads",
+    )
     _require(
         1 <= block_count <= key.shape[2],
         "block_count can't be picked",
@@ -152,9 +166,15 @@ def neighbor_attention(
     Returns
     -------
     Tensor, (batch, target, num_heads, d)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
     """
+    _require_axes(value=value)
     _require(
-        direction.shape == (*neighbors.shape, 3),
+        neighbors.ndim == 2 and direction.shape == (*neighbors.shape, 3),
         "direction and neighbors don't belong together",
         f"{tuple(direction.shape)} and {tuple(neighbors.shape)}",
         "(target, k, 3) and (target, k)",
@@ -172,6 +192,29 @@ def neighbor_attention(
 def _require(condition: bool, what: str, got: str, expected: str) -> None:
     if not condition:
         raise ArgumentError(explain(what, got=got, expected=expected))
+
+
+def _require_axes(**tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        _require(tensor.ndim == 4, f"{name} has another number of axes", str(tuple(tensor.shape)), "four axes")
+
+
+def _divides(divisor: int, number: int) -> bool:
+    return divisor >= 1 and number % divisor == 0
+
+
+def _check_blocks(indices: torch.Tensor, blocks: int) -> None:
+    whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool)
+    _require(
+        whole and indices.shape[-1] >= 1,
+        "block_indices can't be used",
+        f"{indices.dtype}, {indices.shape[-1]} blocks each",
+        "integers, at least one block each",
+    )
+    # on other devices looking at the values would wait for them
+    if indices.device.type == "cpu" and indices.numel():
+        low, high = int(indices.min()), int(indices.max())
+        _require(0 <= low and high < blocks, "block_indices points outside", f"{low} to {high}", f"0 to {blocks - 1}")
 
 
 def _check_impl(impl: str | None) -> None:
