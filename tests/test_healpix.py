@@ -605,7 +605,6 @@ def test_unusable_arguments_are_refused(call, message):
     [
         (lambda f, m: to_healpix(f.isel(latitude=0, drop=True), 4), "No latitude is on this Dataset"),
         (lambda f, m: to_latlon(f.isel(latitude=0, drop=True), 18.0), "No HEALPix mesh is on this object"),
-        (lambda f, m: to_latlon(f, 18.0, "nearest"), "does not go between two latitude/longitude grids"),
         (
             lambda f, m: to_latlon(m.drop_vars(["cell", "crs"]), 18.0),
             r"The cells have no description\. Found dimension",

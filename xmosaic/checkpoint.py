@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -33,6 +35,7 @@ FORMAT_VERSION = 1
 REPOSITORY = "AMLab-UvA/mosaic"
 PUBLISHED_LICENSE = "CC-BY-NC-4.0"
 PUBLISHED_GRID = (240, 121)
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # parts of a published file that follow from the configuration
 _DERIVED = (".neighbors", ".rel_pos", "_freqs", "static_vars")
 _PUBLISHED_FILES = {
@@ -101,6 +104,9 @@ class Model:
             "latitudes and longitudes ascending",
         )
         _check_statistics(self.mean, self.std, (*s.state, *s.forcing))
+        shape = (*self.network.grid_shape, c.num_static)
+        found = (*self.network.grid_shape, 0) if self.static is None else np.shape(self.static)
+        _require(found == shape, "Static fields misshapen", str(found), f"(longitude, latitude, static) = {shape}")
         if not self.sha256:
             object.__setattr__(self, "sha256", _digest(self._tensors(), self._description()))
 
@@ -146,6 +152,7 @@ class Model:
         -------
         Path
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors, description = self._tensors(), self._description()
@@ -166,16 +173,18 @@ class Model:
                 os.replace(scratch, path)
             finally:
                 Path(scratch).unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(explain(f"The model can't be written to {path}", got=str(error))) from error
         return path
 
     def _description(self) -> dict[str, Any]:
-        return {
+        description = {
             "config": self.config.to_dict(),
             "schema": self.schema.to_dict(),
             "provenance": self.provenance,
         }
+        # as it will be read: a digest must not depend on what JSON turns keys and tuples into
+        return dict(json.loads(json.dumps(description)))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         network = {f"network.{k}": v.detach().cpu().contiguous() for k, v in self.network.named_parameters()}
@@ -184,11 +193,12 @@ class Model:
             "neighbors.to_grid": self.network.interp_to_ll.neighbors.cpu().to(torch.int32),
             "grid.longitude": torch.tensor(self.grid.longitude, dtype=torch.float64),
             "grid.latitude": torch.tensor(self.grid.latitude, dtype=torch.float64),
-            "statistics.mean": torch.from_numpy(np.asarray(self.mean, np.float64)),
-            "statistics.std": torch.from_numpy(np.asarray(self.std, np.float64)),
+            # copies: safetensors takes neither views nor one array twice
+            "statistics.mean": torch.from_numpy(np.array(self.mean, np.float64, order="C")),
+            "statistics.std": torch.from_numpy(np.array(self.std, np.float64, order="C")),
         }
-        if self.static is not None:
-            tables["static"] = torch.from_numpy(np.ascontiguousarray(self.static, np.float32))
+        if self.config.num_static:
+            tables["static"] = torch.from_numpy(np.array(self.static, np.float32, order="C"))
         return network | tables
 
     def __repr__(self) -> str:
@@ -282,7 +292,13 @@ def load_model(
         return name_or_path
     name = os.fspath(name_or_path)
     if name in PUBLISHED:
-        return _load_published(name, _fetch(name, revision) if folder is None else _find_files(name, Path(folder)))
+        if folder is None:
+            return _load_published(name, _fetch(name, revision))
+        if revision is not None:
+            raise CheckpointError(
+                explain("revision= is for files that are fetched", got="folder= as well", do="Leave one of them out")
+            )
+        return _load_published(name, _find_files(name, Path(folder).expanduser()))
     for option, value in (("folder", folder), ("revision", revision)):
         if value is not None:
             raise CheckpointError(explain(f"{option}= is for the published models", got=repr(name), expected=_names()))
@@ -349,13 +365,13 @@ def read_model(path: str | os.PathLike[str]) -> Model:
         provenance = dict(description["provenance"])
     except MosaicError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"The description in {path} can't be read"
         raise CheckpointError(explain(what, got=f"{type(error).__name__}: {error}")) from error
     found = _digest(tensors, description)
     _require(found == metadata.get("digest"), f"{path} is damaged", f"digest {found}", str(metadata.get("digest")))
     weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-    tables = {k: v.numpy() for k, v in tensors.items() if not k.startswith("network.")}
+    tables = {k: _plain(v, k, path) for k, v in tensors.items() if not k.startswith("network.")}
     _check_names(
         tables,
         {
@@ -388,7 +404,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tenso
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(explain(f"There is no file {path}")) from None
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(
             explain(
                 f"{path} is no readable safetensors file",
@@ -404,8 +420,14 @@ def _digest(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any])
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return total.hexdigest()
+
+
+def _plain(tensor: torch.Tensor, name: str, path: Path) -> np.ndarray:
+    known = (torch.float32, torch.float64, torch.int32, torch.int64)
+    _require(tensor.dtype in known, f"{name} of {path} has another type", str(tensor.dtype), "numbers of 32 or 64 bits")
+    return np.asarray(tensor.numpy())
 
 
 def _sha256(path: Path) -> str:
@@ -422,12 +444,13 @@ def _build(
     path: Path,
 ) -> Mosaic:
     """Network with these weights; every check comes before memory of a size that the file merely claims."""
-    _check_depth(config, weights, path)
+    _check_size(config, weights, path)
     if neighbors is not None:
         _check_neighbors(config, grid, neighbors, path)
     if static is not None:
-        shape = (*grid.shape[::-1], config.num_static)
-        _require(static.shape == shape, f"Static fields of {path} misshapen", str(static.shape), str(shape))
+        wanted = (*grid.shape[::-1], config.num_static)
+        _require(static.shape == wanted, f"Static fields of {path} misshapen", str(static.shape), str(wanted))
+        _require(static.dtype.kind in "fiu", f"Static fields of {path} hold no numbers", str(static.dtype), "float32")
         _require(bool(np.isfinite(static).all()), f"Static fields of {path} hold NaN or infinite values", "", "numbers")
     try:
         with torch.device("meta"):
@@ -439,7 +462,8 @@ def _build(
     for name, shape in expected.items():
         found = weights[name]
         _require(tuple(found.shape) == shape, f"{name} of {path} is misshapen", str(tuple(found.shape)), str(shape))
-        _require(found.is_floating_point(), f"{name} of {path} holds no real numbers", str(found.dtype), "float32")
+        real = found.dtype in _WEIGHT_TYPES and found.layout is torch.strided and found.device.type == "cpu"
+        _require(real, f"{name} of {path} holds no plain real numbers", f"{found.dtype} {found.layout}", "float32")
         _require(bool(torch.isfinite(found).all()), f"{name} of {path} holds NaN or infinite values", "", "numbers")
     network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=True, assign=True)
     return network.requires_grad_(False).eval()
@@ -463,13 +487,24 @@ def _check_names(found: Iterable[str], expected: Iterable[str], path: Path) -> N
         )
 
 
-def _check_depth(config: MosaicConfig, weights: Mapping[str, Any], path: Path) -> None:
-    depth = sum(s.encoder_depth + s.decoder_depth for s in (*config.stages, config.bottleneck))
+def _check_size(config: MosaicConfig, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """What the configuration claims must be no more than what the file holds, before anything is built of it."""
+    stages = (*config.stages, config.bottleneck)
+    depth = sum(s.encoder_depth + s.decoder_depth for s in stages)
     _require(
         depth + len(config.stages) < max(2, len(weights)),
         f"The tensors of {path} are not those of its network",
         f"{len(weights)} tensors",
         f"those of {depth} blocks",
+    )
+    widths = [s.hidden for s in stages if s.encoder_depth + s.decoder_depth]
+    widths += [*(s.dim for s in stages), config.input_width, config.num_variables, config.noise_dim]
+    found = max((max(w.shape, default=0) for w in weights.values()), default=0)
+    _require(
+        max(widths) <= found,
+        f"The tensors of {path} are not those of its network",
+        f"{found} at the widest",
+        f"{max(widths)} as in its configuration",
     )
 
 
@@ -492,6 +527,7 @@ def _check_statistics(mean: np.ndarray, std: np.ndarray, channels: tuple[Any, ..
     for name, values in (("mean", mean), ("std", std)):
         good = values.shape == (len(channels),)
         _require(good, f"The statistics' {name} is misshapen", str(values.shape), f"({len(channels)},)")
+        _require(values.dtype.kind == "f", f"The statistics' {name} is of another type", str(values.dtype), "float64")
         bad = [
             c.name for c, v in zip(channels, values, strict=True) if not np.isfinite(v) or (name == "std" and v <= 0)
         ]
@@ -539,14 +575,18 @@ def load_published_weights(
     contents = _unpickle(path)
     state = contents.get("model_state_dict") if isinstance(contents, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        got = f"the keys {', '.join(map(repr, contents))}" if isinstance(contents, dict) else type(contents).__name__
+        got = (
+            f"the keys {', '.join(map(repr, [*contents][:8])) or 'none'}"
+            if isinstance(contents, dict)
+            else type(contents).__name__
+        )
         expected = "a dict with 'model_state_dict', a dict of tensors"
         raise CheckpointError(
             explain(f"{path} is laid out otherwise than the published files", got=got, expected=expected)
         )
     named = {str(k).removeprefix("model."): v for k, v in state.items()}
     tables = [named.get(f"interp_to_{mesh}.neighbors") for mesh in ("hp", "ll")]
-    neighbors = tuple(t.numpy() for t in tables if t is not None and not t.is_floating_point())
+    neighbors = tuple(_plain(t, "a table of neighbours", path) for t in tables if t is not None)
     weights = {k: v for k, v in named.items() if not k.endswith(_DERIVED)}
     return weights, neighbors if len(neighbors) == 2 else None
 
@@ -566,16 +606,9 @@ def _unpickle(path: Path) -> Any:
                 do="Use a file from a source you trust, holding tensors only",
             )
         ) from None
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes make the readers fail in any way at all
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             explain(f"{path} can't be read as a PyTorch file", got=reason, do="It may be truncated: fetch it again")
@@ -625,8 +658,11 @@ def convert_published(
         return load_model(name).save(target)
     path = Path(name)
     if path.suffix == ".pt":
-        found = [v for v, files in _PUBLISHED_FILES.items() if path.name == Path(files["weights"]).name]
-        variant = variant or (found[0] if found else None)
+        named = {Path(files["weights"]).name: v for v, files in _PUBLISHED_FILES.items()}
+        if path.name not in named or variant not in (None, named[path.name]):
+            expected = f"{' or '.join(named)}, as published, and the variant of that name"
+            raise CheckpointError(explain(f"{path} can't be converted", got=f"variant {variant!r}", expected=expected))
+        variant = named[path.name]
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     model = load_model(variant, folder=path) if variant else load_model(path)
     return model.save(target)
@@ -673,7 +709,7 @@ def _load_published(variant: str, files: dict[str, Path]) -> Model:
     static = _read_static(files["static"], grid)
     weights, neighbors = load_published_weights(files["weights"])
     network = _build(config, grid, static, neighbors, weights, files["weights"])
-    provenance = {
+    provenance: dict[str, Any] = {
         "name": variant,
         "title": f"Mosaic, the authors' published weights '{variant}' (arXiv 2604.16429)",
         "license": PUBLISHED_LICENSE,
@@ -682,15 +718,23 @@ def _load_published(variant: str, files: dict[str, Path]) -> Model:
         "repository": REPOSITORY,
         "files": {path.name: _sha256(path) for path in files.values()},
     }
-    if "snapshots" in (parts := files["weights"].parts):
-        provenance["revision"] = parts[parts.index("snapshots") + 1]
+    if commit := _commit(files["weights"]):
+        provenance["revision"] = commit
     warnings.warn(
         f"The weights '{variant}' are the authors' and come under {PUBLISHED_LICENSE}: not for commercial use, and "
         "credit is due (arXiv 2604.16429). Every forecast made with them carries that licence.",
         LicenseNotice,
-        stacklevel=3,
+        stacklevel=_outside(),
     )
     return Model(network, schema, grid, mean, std, static, provenance, provenance["files"][files["weights"].name])
+
+
+def _outside() -> int:
+    """Level of the first caller outside this package, who is to see a warning; as `warnings.warn` counts it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "xmosaic":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -701,9 +745,9 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
                     explain(f"{path} lacks {', '.join(missing)}", got=", ".join(file.files), expected=", ".join(names))
                 )
             return {n: file[n] for n in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # as above
         raise CheckpointError(explain(f"{path} can't be read as plain arrays", got=str(error))) from error
 
 
@@ -718,7 +762,8 @@ def _read_statistics(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]
 def _read_static(path: Path, grid: LatLonGrid) -> np.ndarray:
     arrays = _read_npz(path, ("data", "longitude", "latitude"))
     for name, axis in (("longitude", grid.longitude), ("latitude", grid.latitude)):
-        same = arrays[name].shape == (len(axis),) and np.allclose(arrays[name], axis, atol=1e-4)
+        found = arrays[name]
+        same = found.shape == (len(axis),) and found.dtype.kind in "fiu" and np.allclose(found, axis, atol=1e-4)
         _require(same, f"The static fields of {path} are on another grid", f"another {name}", str(grid))
     return arrays["data"]
 
@@ -754,12 +799,11 @@ def _fetch(variant: str, revision: str | None) -> dict[str, Path]:
 
 def _download(name: str, revision: str | None) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         found = huggingface_hub.hf_hub_download(REPOSITORY, name, revision=revision, local_files_only=offline())
         return Path(found)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the client's transport changes between its versions, and so do its exceptions
         raise CheckpointError(
             explain(
                 f"{name} of {REPOSITORY} (revision {revision or 'main'}) can't be fetched and is not in the cache",
@@ -771,7 +815,8 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _commit(path: Path) -> str | None:
-    return path.parts[path.parts.index("snapshots") + 1] if "snapshots" in path.parts else None
+    pairs = zip(path.parts, path.parts[1:], strict=False)
+    return next((b for a, b in pairs if a == "snapshots" and re.fullmatch("[0-9a-f]{40}", b)), None)
 
 
 def _record_path() -> Path:
@@ -783,7 +828,10 @@ def _read_record() -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
+        record = dict(json.loads(path.read_text()))
+        if not all(isinstance(known, dict) for known in dict(record.get("sha256", {})).values()):
+            raise ValueError("its 'sha256' are no names and digests")
+        return record
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             explain(

@@ -127,7 +127,7 @@ def clock_fractions(time: pd.Timestamp) -> tuple[float, float]:
     (0.75, 0.9972677595628415)
     """
     day = (time - time.normalize()) / pd.Timedelta(days=1)
-    return day, (time.dayofyear - 1) / (366 if time.is_leap_year else 365)
+    return day, (time.day_of_year - 1) / (366 if time.is_leap_year else 365)
 
 
 def clock_at(model: Model, start: pd.Timestamp, step: int) -> tuple[float, float]:

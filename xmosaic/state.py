@@ -24,12 +24,13 @@ from .variables import Channel, Schema, cf_attributes
 _SAME_POINT = 1e-3
 # A field whose mean is this many standard deviations from the training mean is looked at for a wrong unit.
 _FAR = 5.0
-_WRONG_UNITS = (
-    ("hPa where Pa is meant", 100.0, 0.0, "Multiply it by 100, or set units='hPa'"),
-    ("°C where K is meant", 1.0, 273.15, "Add 273.15, or set units='degC'"),
-    ("geopotential height [m] where geopotential is meant", 9.80665, 0.0, "Multiply it by 9.80665"),
-    ("g kg-1 where kg kg-1 is meant", 1e-3, 0.0, "Divide it by 1000, or set units='g kg-1'"),
-)
+# units of the channel → what the values may be instead, the factor and offset that mend them, and the advice
+_WRONG_UNITS = {
+    "Pa": ("hPa where Pa is meant", 100.0, 0.0, "Multiply it by 100, or set units='hPa'"),
+    "K": ("°C where K is meant", 1.0, 273.15, "Add 273.15, or set units='degC'"),
+    "m2 s-2": ("geopotential height [m] where geopotential is meant", 9.80665, 0.0, "Multiply it by 9.80665"),
+    "kg kg-1": ("g kg-1 where kg kg-1 is meant", 1e-3, 0.0, "Divide it by 1000, or set units='g kg-1'"),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -284,7 +285,8 @@ class State:
         found = float(values.mean())
         if abs(found - mean) <= _FAR * std:
             return None
-        for label, factor, offset, fix in _WRONG_UNITS:
+        if (wrong := _WRONG_UNITS.get(self._units(name))) is not None:
+            label, factor, offset, fix = wrong
             if abs(found * factor + offset - mean) <= 2 * std:
                 return Problem(
                     name,

@@ -214,7 +214,7 @@ def _check_blocks(indices: torch.Tensor, blocks: int) -> None:
     # on other devices looking at the values would wait for them
     if indices.device.type == "cpu" and indices.numel():
         low, high = int(indices.min()), int(indices.max())
-        _require(0 <= low and high < blocks, "block_indices points outside", f"{low} to {high}", f"0 to {blocks - 1}")
+        _require(low >= 0 and high < blocks, "block_indices points outside", f"{low} to {high}", f"0 to {blocks - 1}")
 
 
 def _check_impl(impl: str | None) -> None:
