@@ -99,7 +99,7 @@ BAD = {
         lambda: edited("2m_temperature", lambda t: t.where(t.latitude < 80, np.inf)),
         ["2m_temperature at", "infinite values"],
     ),
-    "regional": (lambda: DS.isel(longitude=slice(0, 5)), ["longitude"]),
+    "regional": (lambda: DS.isel(longitude=slice(0, 5)), ["go around the globe", "Take a global field"]),
     "members of an ensemble": (lambda: DS.expand_dims(number=[1, 2]), ["number", "isel(number=0)"]),
     "no variables": (lambda: xr.Dataset(), ["There is no time", "'2m_temperature' is missing"]),
 }

@@ -92,7 +92,8 @@ def _open(path: str) -> xr.Dataset:
     try:
         if local and Path(path).is_file():
             return xr.open_dataset(path, chunks={})
-        return xr.open_zarr(path, consolidated=None)
+        # consolidated metadata spare a cloud store many small reads; beside a local disk they save nothing
+        return xr.open_zarr(path, consolidated=False if local else None)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DatasetError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ class ZarrSink:
         group = zarr.open_group(self._store, mode="a").create_group(_RECORD)
         lengths = tuple(self._lengths)
         group.create_array("written", shape=lengths, chunks=lengths, dtype=bool, fill_value=False)
+        with warnings.catch_warnings():
+            # not part of Zarr's specification yet, but without it xarray warns whoever opens the store
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(self._store)
 
     def write(self, starts: slice, members: slice, lead: int, fields: Mapping[str, np.ndarray]) -> None:
         """Take the fields of one lead, (start, member, ...); leads of a block come in order."""
