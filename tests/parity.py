@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from xmosaic.checkpoint import load_published_weights
 
+from xmosaic.checkpoint import load_published_weights
 from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 
 TOLERANCE = 1e-5

@@ -982,7 +982,7 @@ def test_gfs_winds_without_units():
     assert found.ok, found
     assert len(found.times) == 100
     assert {s.variable for s in found.sources.values()} == {"u10", "v10"}
-    assert "no units attribute on 'u10': taken as m s-1" in found.notes
+    assert "no units attribute: taken 'u10', 'v10' as m s-1" in found.notes
 
 
 def test_gfs_82_channels_need_only_a_time():

@@ -255,6 +255,7 @@ class _Reader:
         self.used: dict[str, dict[Hashable, None]] = {kind: {} for kind in _KEPT}
         self.extras: dict[Hashable, list[Hashable]] = {}
         self.lacking: dict[str, list[Hashable]] = {}
+        self.unitless: dict[str, list[Hashable]] = {}
         self.seen_levels: dict[Hashable, np.ndarray | None] = {}
 
     def problem(self, subject: Hashable, what: str, got: str = "", expected: str = "", fix: str = "") -> None:
@@ -269,6 +270,9 @@ class _Reader:
         self.report_extras()
         self.report_space()
         times = self.read_times()
+        if self.unitless:
+            taken = "; ".join(f"{', '.join(map(repr, names))} as {units}" for units, names in self.unitless.items())
+            self.note(f"no units attribute: taken {taken}")
         first = {kind: next(iter(names), None) for kind, names in self.used.items()}
         return Recognition(
             self.schema,
@@ -449,7 +453,7 @@ class _Reader:
         if known.categorical:
             return 1.0, 0.0
         if found is None or not str(found).strip():
-            self.note(f"no units attribute on {name!r}: taken as {wanted}")
+            self.unitless.setdefault(wanted, []).append(name)
             return 1.0, 0.0
         if (linear := conversion(str(found), wanted)) is not None:
             return linear
@@ -696,7 +700,7 @@ class _Reader:
 
     def add_lead(self, name: Hashable, dates: pd.DatetimeIndex) -> pd.DatetimeIndex:
         """Valid times of a forecast: its start plus the one lead time that is left."""
-        standard = self.ds[name].attrs.get("standard_name")
+        standard = str(self.ds[name].attrs.get("standard_name"))
         leads = [n for n, c in self.ds.coords.items() if self.kinds[n] == "lead" and c.size == 1]
         if name == "valid_time" or standard == "time" or not leads:
             if self.kinds[name] == "start":

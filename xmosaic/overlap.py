@@ -207,9 +207,8 @@ def grid_overlaps(source: LatLonGrid, target: LatLonGrid) -> scipy.sparse.csr_ar
 
     rows = _lengths(np.sin(np.deg2rad(target.latitude_edges())), np.sin(np.deg2rad(source.latitude_edges())))
     edges = np.deg2rad(source.longitude_edges())
-    columns = sum(
-        _lengths(np.deg2rad(target.longitude_edges()), edges + turn * 2 * np.pi) for turn in (-2, -1, 0, 1, 2)
-    )
+    turns = [edges + turn * 2 * np.pi for turn in (-2, -1, 0, 1, 2)]
+    columns = np.sum([_lengths(np.deg2rad(target.longitude_edges()), turned) for turned in turns], axis=0)
     for lengths in (rows, columns):
         lengths[lengths < SLIVER * lengths.max()] = 0.0
     areas = scipy.sparse.kron(scipy.sparse.coo_array(rows), scipy.sparse.coo_array(columns), format="coo")

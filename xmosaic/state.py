@@ -98,7 +98,9 @@ class State:
 
     def __init__(self, ds: xr.Dataset, model: Model, time: Any = None) -> None:
         self.model = model
-        self.recognition = recognise(ds, model.schema)
+        # static fields come with the model: those of the Dataset are not used
+        self.schema = Schema((*model.schema.state, *model.schema.forcing))
+        self.recognition = recognise(ds, self.schema)
         self.problems: list[Problem] = list(self.recognition.problems)
         self.notes: list[str] = list(self.recognition.notes)
         self.times = self.recognition.times.sort_values()
@@ -228,7 +230,7 @@ class State:
 
     @cached_property
     def _inputs(self) -> tuple[Channel, ...]:
-        return (*self.model.schema.state, *self.model.schema.forcing)
+        return self.schema.channels
 
     @cached_property
     def _mean(self) -> dict[str, float]:
@@ -241,7 +243,7 @@ class State:
     @cached_property
     def _standard(self) -> xr.Dataset:
         """Our names and units, lazily."""
-        return standardise(self.ds, self.model.schema, self.recognition)
+        return standardise(self.ds, self.schema, self.recognition)
 
     def _fields(self, time: pd.Timestamp) -> dict[str, np.ndarray]:
         """Physical fields of one time on the model's grid, (longitude, latitude) float64 by channel."""
