@@ -299,3 +299,20 @@ def test_gaussian_era5_is_read_on_its_own_grid():
     state = State(twice, model)
     mean = state.normalised(state.starts[0]).mean((0, 1))
     assert np.all(abs(mean) < 1)
+
+
+@given(
+    st.sampled_from(["time", "latitude", "longitude", "level", "2m_temperature", "geopotential"]),
+    st.sampled_from(["units", "standard_name", "axis", "long_name", "grid_mapping", "bounds", "grid_name"]),
+    st.sampled_from([None, [], 1, 2.5, np.arange(2), "", "K", "ß∂", b"x", True]),
+)
+@settings(max_examples=60, deadline=None)
+def test_strange_attributes_never_crash(name, key, value):
+    ds = DS.copy()
+    ds[name].attrs[key] = value
+    try:
+        report(ds)
+        repr(ds.mosaic)
+        ds["2m_temperature"].mosaic.to_healpix(4)
+    except xmosaic.MosaicError as error:
+        assert str(error)

@@ -426,8 +426,17 @@ def _digest(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any])
 
 def _plain(tensor: torch.Tensor, name: str, path: Path) -> np.ndarray:
     known = (torch.float32, torch.float64, torch.int32, torch.int64)
-    _require(tensor.dtype in known, f"{name} of {path} has another type", str(tensor.dtype), "numbers of 32 or 64 bits")
-    return np.asarray(tensor.numpy())
+    _require(
+        tensor.dtype in known and _is_plain(tensor),
+        f"{name} of {path} has another type",
+        f"{tensor.dtype} {tensor.layout} on {tensor.device}",
+        "plain numbers of 32 or 64 bits",
+    )
+    return np.asarray(tensor.detach().numpy())
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def _sha256(path: Path) -> str:
@@ -462,10 +471,10 @@ def _build(
     for name, shape in expected.items():
         found = weights[name]
         _require(tuple(found.shape) == shape, f"{name} of {path} is misshapen", str(tuple(found.shape)), str(shape))
-        real = found.dtype in _WEIGHT_TYPES and found.layout is torch.strided and found.device.type == "cpu"
+        real = found.dtype in _WEIGHT_TYPES and _is_plain(found)
         _require(real, f"{name} of {path} holds no plain real numbers", f"{found.dtype} {found.layout}", "float32")
         _require(bool(torch.isfinite(found).all()), f"{name} of {path} holds NaN or infinite values", "", "numbers")
-    network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=True, assign=True)
+    network.load_state_dict({k: v.detach().float() for k, v in weights.items()}, strict=True, assign=True)
     return network.requires_grad_(False).eval()
 
 

@@ -1017,7 +1017,7 @@ def decode_lead(obj: Labelled) -> Labelled:
         Where the numbers have no units.
     """
     for name, coord in obj.coords.items():
-        is_lead = name in _LEADS or coord.attrs.get("standard_name") == "forecast_period"
+        is_lead = name in _LEADS or str(coord.attrs.get("standard_name")) == "forecast_period"
         if is_lead and coord.dtype.kind != "m":
             attrs = {key: value for key, value in coord.attrs.items() if key != "units"}
             obj = obj.assign_coords({name: (coord.dims, _lead_values(coord), attrs)})

@@ -735,7 +735,7 @@ class Overview:
         span = f"{len(leads)}: {pd.Timedelta(leads[0])} to {pd.Timedelta(leads[-1])}" if leads.dtype.kind == "m" else ""
         starts = [str(t)[:13] for t in np.atleast_1d(ds["time"].values)] if "time" in ds.coords else []
         rows = [
-            ("Forecast", ds.attrs.get("title", f"{ds.sizes['number']} members")),
+            ("Forecast", str(ds.attrs.get("title", f"{ds.sizes['number']} members"))),
             ("Variables", ", ".join(map(str, ds.data_vars))),
             ("Start", ", ".join(starts[:4]) + (" …" if len(starts) > 4 else "")),
             ("Leads", span),

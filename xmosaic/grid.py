@@ -475,13 +475,13 @@ def _find_axis(obj: xr.Dataset | xr.DataArray, axis: str) -> Hashable | None:
     """The coordinate's name, None if there is none; the most reliable sign decides."""
     lines = {name: coord for name, coord in obj.coords.items() if coord.ndim == 1}
     signs = (
-        lambda name, attrs: attrs.get("standard_name") == axis,
-        lambda name, attrs: attrs.get("units") in _UNITS[axis] and "standard_name" not in attrs,
+        lambda name, attrs: str(attrs.get("standard_name")) == axis,
+        lambda name, attrs: str(attrs.get("units")) in _UNITS[axis] and "standard_name" not in attrs,
         lambda name, attrs: str(name).lower() in _USUAL_NAMES[axis],
         lambda name, attrs: (
-            attrs.get("axis") == _AXIS[axis]
+            str(attrs.get("axis")) == _AXIS[axis]
             and "standard_name" not in attrs
-            and attrs.get("units", "degrees") in ("degrees", "degree")
+            and str(attrs.get("units", "degrees")) in ("degrees", "degree")
         ),
     )
     for sign in signs:
@@ -509,8 +509,8 @@ def _not_found(obj: xr.Dataset | xr.DataArray, axis: str) -> str:
         for name, variable in variables.items()
         if len(variable.dims) >= 2
         and (
-            variable.attrs.get("standard_name") == axis
-            or variable.attrs.get("units") in _UNITS[axis]
+            str(variable.attrs.get("standard_name")) == axis
+            or str(variable.attrs.get("units")) in _UNITS[axis]
             or str(name).lower() in _USUAL_NAMES[axis]
         )
         and not str(name).lower().endswith(("bnds", "bounds"))
@@ -533,7 +533,7 @@ def _not_found(obj: xr.Dataset | xr.DataArray, axis: str) -> str:
 
 def _coordinate_values(obj: xr.Dataset | xr.DataArray, name: Hashable) -> np.ndarray:
     coord = obj[name]
-    if coord.attrs.get("units") in ("radian", "radians") or coord.dtype.kind not in "fiu":
+    if str(coord.attrs.get("units")) in ("radian", "radians") or coord.dtype.kind not in "fiu":
         raise DatasetError(
             explain(
                 f"{name!r} is not in degrees",

@@ -518,13 +518,13 @@ def _describing_attributes(
         if info is not None and info.to_dict().get("grid_name") == "healpix":
             return info.to_dict(), obj[name].dims[0], name
     for name, variable in variables.items():
-        if variable.attrs.get("grid_name") == "healpix" and variable.ndim == 1:
+        if str(variable.attrs.get("grid_name")) == "healpix" and variable.ndim == 1:
             return dict(variable.attrs), variable.dims[0], name
     for variable in variables.values():
-        if variable.attrs.get("grid_mapping_name") != "healpix":
+        if str(variable.attrs.get("grid_mapping_name")) != "healpix":
             continue
         for name, cells in variables.items():
-            if cells.attrs.get("standard_name") == "healpix_index" and cells.ndim == 1:
+            if str(cells.attrs.get("standard_name")) == "healpix_index" and cells.ndim == 1:
                 return dict(variable.attrs), cells.dims[0], name
         dim = _usual_dim(obj)
         return dict(variable.attrs), dim, dim if dim in variables else None
@@ -881,14 +881,14 @@ def _grid_description(data: xr.Dataset, plan: _Plan) -> set[Hashable]:
     notes = [str(note.get("grid_mapping", "")) for v in horizontal for note in (v.attrs, v.encoding)]
     # also the long form "crs: lat lon"
     words = {word for note in notes for word in note.replace(":", " ").split()}
-    kinds = {name: variable.attrs.get("grid_mapping_name") for name, variable in data.variables.items()}
+    kinds = {name: str(variable.attrs.get("grid_mapping_name", "")) for name, variable in data.variables.items()}
     return {name for name, kind in kinds.items() if kind == "healpix" or (kind and name in words)}
 
 
 def _is_bounds(data: xr.Dataset, name: Hashable, plan: _Plan) -> bool:
     """Whether a variable holds the bounds of an old horizontal coordinate."""
     axes = [variable for variable in data.variables.values() if plan.touches(variable)]
-    return any(name in (axis.attrs.get("bounds"), axis.encoding.get("bounds")) for axis in axes)
+    return any(name in map(str, (axis.attrs.get("bounds"), axis.encoding.get("bounds"))) for axis in axes)
 
 
 def _regrid_variable(field: xr.Variable, label: str, plan: _Plan) -> xr.Variable:
@@ -966,7 +966,7 @@ def _check_field(field: xr.Variable, label: str, dims: tuple[Hashable, ...], met
     if method == "nearest":
         return
     flags = any(key in field.attrs for key in ("flag_values", "flag_masks", "flag_meanings"))
-    if field.dtype.kind not in "fiu" or flags or field.attrs.get("standard_name") in ("soil_type", "area_type"):
+    if field.dtype.kind not in "fiu" or flags or str(field.attrs.get("standard_name")) in ("soil_type", "area_type"):
         raise DatasetError(
             explain(
                 f"{label} has no values that can be averaged",

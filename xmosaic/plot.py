@@ -93,7 +93,7 @@ def _title(forecast: xr.Dataset, field: xr.DataArray) -> str:
     at = f" at {int(field['level'])} hPa" if "level" in field.coords else ""
     what = f"{field.attrs.get('long_name', field.name)}{at}, {start} + {hours:g} h"
     untrained = (
-        "\nUNTRAINED model: random weights, no skill" if "UNTRAINED" in forecast.attrs.get("comment", "") else ""
+        "\nUNTRAINED model: random weights, no skill" if "UNTRAINED" in str(forecast.attrs.get("comment", "")) else ""
     )
     return what + untrained
 
