@@ -888,7 +888,7 @@ def _grid_description(data: xr.Dataset, plan: _Plan) -> set[Hashable]:
 def _is_bounds(data: xr.Dataset, name: Hashable, plan: _Plan) -> bool:
     """Whether a variable holds the bounds of an old horizontal coordinate."""
     axes = [variable for variable in data.variables.values() if plan.touches(variable)]
-    return any(name in map(str, (axis.attrs.get("bounds"), axis.encoding.get("bounds"))) for axis in axes)
+    return any(str(name) in map(str, (axis.attrs.get("bounds"), axis.encoding.get("bounds"))) for axis in axes)
 
 
 def _regrid_variable(field: xr.Variable, label: str, plan: _Plan) -> xr.Variable:
