@@ -449,9 +449,13 @@ def test_model_of_the_options_is_used():
         forecast(DS, "1D", 1)
 
 
-def test_the_one_model_that_fits_is_chosen():
-    fc = forecast(xmosaic.open_sample(), "1D", 1, progress=False)
+def test_the_one_model_that_fits_is_chosen_and_said(capsys):
+    fc = forecast(xmosaic.open_sample(), "1D", 1, progress=True)
     assert "model bundled" in fc.attrs["source"]
+    assert "model 'bundled': its channels and grid are those of the dataset" in capsys.readouterr().err
+    forecast(xmosaic.open_sample(), "1D", 1, progress=False)
+    forecast(xmosaic.open_sample(), "1D", 1, model="bundled", progress=True)
+    assert "are those of the dataset" not in capsys.readouterr().err
 
 
 def test_none_and_several_models_are_listed():

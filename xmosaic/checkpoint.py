@@ -248,7 +248,7 @@ class Model:
         c = self.config
         points = max(self.grid.shape[0] * self.grid.shape[1], c.stages[0].points)
         # the widest moment is the feed-forward layer of the first stage: both halves, their product and the residual
-        widest = points * max(3 * c.stages[0].hidden + 4 * c.stages[0].dim, c.input_width + 2 * c.stages[0].dim)
+        widest = points * max(5 * c.stages[0].hidden + 4 * c.stages[0].dim, c.input_width + 2 * c.stages[0].dim)
         skips = sum(s.points * s.dim for s in c.stages)
         return 4 * (widest + skips) + (c.num_history + 2) * self.state_bytes()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import types
@@ -28,8 +27,6 @@ from .options import get_option
 from .state import Fields, Report, State, fit
 from .store import MemorySink, Store, ZarrSink, refuse_used_store
 from .variables import Schema, published_schema
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 # Separates this use of Philox from any other with the same seed; changing it changes every forecast.
@@ -183,7 +180,8 @@ def forecast(
     members : int
         Size of the ensemble.
     model : str, path or Model, optional
-        By default the one of `set_options`, else the known one whose schema and grid the Dataset holds.
+        By default the one of `set_options`, else the known one whose schema and grid the Dataset holds; which one
+        is said on standard error, unless there is no progress bar, and in the attribute ``source``.
     time : datetime-like, sequence or slice of them, optional
         Starts; by default the last time of the Dataset. A single start gives a scalar `time`.
     seed : int, optional
@@ -243,6 +241,8 @@ def forecast(
     else:
         refuse_used_store(store)
     show = get_option("progress") if progress is None else progress
+    if show and model is None and get_option("model") is None:
+        tqdm.write(f"model {chosen.name!r}: its channels and grid are those of the dataset", file=sys.stderr)
     with _Bar(plan, show) as bar:
         sink = (
             MemorySink(plan.template(), plan.variables(), state.scalar_start)
@@ -509,7 +509,6 @@ def choose_model(ds: xr.Dataset, model: str | Model | None = None) -> Model:
     verdicts = {name: fit(ds, schema, grid) for name, schema, grid in known_models()}
     fitting = [name for name, problems in verdicts.items() if not problems]
     if len(fitting) == 1:
-        logger.info("model %r: its schema and grid are those of the dataset", fitting[0])
         return load_model(fitting[0])
     listed = "\n".join(f"  {name}: {'fits' if not p else '; '.join(p)}" for name, p in verdicts.items())
     raise DatasetError(
