@@ -35,6 +35,8 @@ FORMAT_VERSION = 1
 REPOSITORY = "AMLab-UvA/mosaic"
 PUBLISHED_LICENSE = "CC-BY-NC-4.0"
 PUBLISHED_GRID = (240, 121)
+# bytes of all arrays of a published .npz; the static fields are 350 kB
+_LARGEST_ARRAYS = 100_000_000
 _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # parts of a published file that follow from the configuration
 _DERIVED = (".neighbors", ".rel_pos", "_freqs", "static_vars")
@@ -602,7 +604,8 @@ def load_published_weights(
 
 def _unpickle(path: Path) -> Any:
     try:
-        _check_archive(path)
+        # torch stores tensors uncompressed
+        _check_archive(path, path.stat().st_size)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise CheckpointError(explain(f"There is no file {path}")) from None
@@ -624,16 +627,15 @@ def _unpickle(path: Path) -> Any:
         ) from None
 
 
-def _check_archive(path: Path) -> None:
-    """Torch stores tensors uncompressed; an archive that unpacks to more than itself is a trap."""
+def _check_archive(path: Path, limit: int) -> None:
+    """An archive that unpacks to far more than such files hold is a trap."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         total = sum(entry.file_size for entry in archive.infolist())
-    if total > path.stat().st_size:
-        raise CheckpointError(
-            explain(f"{path} is no file that torch wrote", got=f"{total} bytes packed into {path.stat().st_size}")
-        )
+    if total > limit:
+        got = f"{total} bytes packed into {path.stat().st_size}"
+        raise CheckpointError(explain(f"{path} unpacks to too much", got=got, expected=f"at most {limit}"))
 
 
 def convert_published(
@@ -748,6 +750,7 @@ def _outside() -> int:
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
+        _check_archive(path, _LARGEST_ARRAYS)
         with np.load(path, allow_pickle=False) as file:
             if missing := [n for n in names if n not in file]:
                 raise CheckpointError(

@@ -1,0 +1,27 @@
+"""What every test shares: one thread, a cache of its own, no network; and where fixtures outside the repository are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's record of digests, or the network; tests of the hub say otherwise."""
+    monkeypatch.setenv("XMOSAIC_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XMOSAIC_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of large fixtures that are not committed."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here: fixtures that are not committed")
+    return SHARED
