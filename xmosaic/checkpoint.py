@@ -158,12 +158,9 @@ class Model:
         from safetensors.torch import save_file
 
         tensors, description = self._tensors(), self._description()
-        metadata = {
-            "format": "xmosaic",
-            "format_version": str(FORMAT_VERSION),
-            "model": json.dumps(description, sort_keys=True),
-            "digest": _digest(tensors, description),
-        }
+        header = {"format_version": FORMAT_VERSION, "model": description, "digest": _digest(tensors, description)}
+        # one key: safetensors writes several in random order, and equal models shall make equal files
+        metadata = {"xmosaic": json.dumps(header, sort_keys=True)}
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,29 +346,30 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     path = Path(path)
     metadata, tensors = _read_safetensors(path)
     _require(
-        metadata.get("format") == "xmosaic",
+        "xmosaic" in metadata,
         f"{path} is not a model of this package",
-        f"safetensors of format {metadata.get('format')!r}",
-        "format 'xmosaic', as Model.save and `xmosaic convert` write it",
-    )
-    _require(
-        metadata.get("format_version") == str(FORMAT_VERSION),
-        f"{path} has another version of the format",
-        repr(metadata.get("format_version")),
-        repr(str(FORMAT_VERSION)),
+        f"safetensors with the metadata {', '.join(map(repr, metadata)) or 'none'}",
+        "the metadata 'xmosaic', as Model.save and `xmosaic convert` write it",
     )
     try:
-        description = json.loads(metadata["model"])
+        header = json.loads(metadata["xmosaic"])
+        version, digest = header.get("format_version"), header.get("digest")
+        if version != FORMAT_VERSION:
+            what = f"{path} has another version of the format"
+            raise CheckpointError(explain(what, got=repr(version), expected=repr(FORMAT_VERSION)))
+        description = header["model"]
         config = MosaicConfig.from_dict(description["config"])
         schema = Schema.from_dict(description["schema"])
         provenance = dict(description["provenance"])
+    except CheckpointError:
+        raise
     except MosaicError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"The description in {path} can't be read"
         raise CheckpointError(explain(what, got=f"{type(error).__name__}: {error}")) from error
     found = _digest(tensors, description)
-    _require(found == metadata.get("digest"), f"{path} is damaged", f"digest {found}", str(metadata.get("digest")))
+    _require(found == digest, f"{path} is damaged", f"digest {found}", str(digest))
     weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
     tables = {k: _plain(v, k, path) for k, v in tensors.items() if not k.startswith("network.")}
     _check_names(
