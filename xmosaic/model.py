@@ -98,10 +98,10 @@ class StageConfig:
             "0 or more",
         )
         _check(
-            1 <= self.mlp_ratio * self.dim < 2**31,
+            1 <= self.mlp_ratio * self.dim < math.inf,
             "mlp_ratio",
             self.mlp_ratio,
-            f"a number from 1 / dim={self.dim}, whose hidden width is below 2³¹",
+            f"a number of at least 1 / dim={self.dim}",
         )
 
     @property
