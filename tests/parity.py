@@ -5,6 +5,7 @@ A fixture is NAME.json (configuration), NAME.pt (weights in the published format
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -26,7 +27,6 @@ def read_config(path: Path) -> tuple[MosaicConfig, int]:
         stages=tuple(_stage(s) for s in raw["stages"]),
         bottleneck=_stage(raw["bottleneck"]),
         num_variables=raw["num_variables"],
-        num_static=3,
         num_history=raw["num_history_steps"],
         num_neighbors=raw["k_neighbors"],
         step_hours=6 * raw["step_stride"],
@@ -56,6 +56,7 @@ def load_fixture(path: Path) -> tuple[Mosaic, dict[str, np.ndarray], int]:
     config, steps = read_config(path)
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
         arrays = dict(file)
+    config = dataclasses.replace(config, num_static=arrays["static"].shape[-1])
     weights, neighbors = load_published_weights(path.with_suffix(".pt"))
     network = Mosaic(config, arrays["longitude"], arrays["latitude"], arrays["static"], neighbors=neighbors)
     network.load_state_dict(weights, strict=True)

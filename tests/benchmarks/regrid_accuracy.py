@@ -20,7 +20,7 @@ import xarray as xr
 import xarray_regrid  # noqa: F401  (registers .regrid)
 
 from xmosaic import healpix, overlap
-from xmosaic.grid import LatLonGrid
+from xmosaic.grid import LatLonGrid, parse_grid
 from xmosaic.healpix import HealpixMesh, cell_centres, mesh_coordinates, regrid_weights, to_healpix, to_latlon
 
 ERA5 = Path(__file__).parents[3] / "shared" / "data" / "era5_tl31_19590102T00.nc"
@@ -125,6 +125,15 @@ def print_comparison() -> None:
     direct = blocks / coarse.cell_area().values
     theirs = field.regrid.conservative(xr.Dataset(coords=coarse.coordinates()), latitude_coord="latitude")
     print_direct("xarray-regrid", theirs, direct)
+    print_direct("to_latlon, grid to grid", to_latlon(field, coarse), direct)
+    for source, target in (((360, 181), (240, 121)), ((64, 33), (240, 121)), ((128, 64), (64, 33))):
+        before, after = parse_grid(source), parse_grid(target)
+        noise = on_grid(before, 10 + np.random.default_rng(0).normal(size=before.shape))
+        total = float((noise * before.cell_area()).sum())
+        theirs = noise.regrid.conservative(xr.Dataset(coords=after.coordinates()), latitude_coord="latitude")
+        for name, result in (("to_latlon", to_latlon(noise, after)), ("xarray-regrid", theirs)):
+            kept = float((result.transpose("latitude", "longitude") * after.cell_area()).sum(skipna=False)) / total - 1
+            print(f"{source} → {target} {name}: integral {kept:.0e}, NaN at {int(result.isnull().sum())} points")
     for nside in (32, 128, 512):
         print_direct(f"by way of nside {nside}", to_latlon(to_healpix(field, nside), coarse), direct)
     for nside in (16, 64, 256):
