@@ -297,7 +297,7 @@ def load_model(
             raise CheckpointError(
                 explain("revision= is for files that are fetched", got="folder= as well", do="Leave one of them out")
             )
-        return _load_published(name, _find_files(name, Path(folder).expanduser()))
+        return _load_published(name, _find_files(name, Path(folder).expanduser().expanduser()))
     for option, value in (("folder", folder), ("revision", revision)):
         if value is not None:
             raise CheckpointError(explain(f"{option}= is for the published models", got=repr(name), expected=_names()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import types
@@ -768,6 +769,7 @@ def _span(times: pd.DatetimeIndex) -> str:
 class _CallableModule(types.ModuleType):
     """Python binds a submodule to its package's attribute: ``xmosaic.forecast(ds, …)`` finds this module here."""
 
+    @functools.wraps(forecast)
     def __call__(self, *args: Any, **kwargs: Any) -> xr.Dataset:
         return forecast(*args, **kwargs)
 

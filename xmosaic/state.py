@@ -171,6 +171,7 @@ class State:
         c = self.model.config
         start, gone = next(iter(missing.items()))
         whole = [t for t in self.times if all(h in self.times for h in self.history_times(t))]
+        near = min(whole, key=lambda t: abs(t - start), default=None)
         more = f" (and {len(missing) - 1} more starts lack theirs)" if len(missing) > 1 else ""
         around = self.times[max(0, self.times.searchsorted(gone[0]) - 2) :][:4]
         return Problem(
@@ -179,8 +180,8 @@ class State:
             got=f"{len(self.times)} times, here {', '.join(map(str, around))}",
             expected=f"{c.num_history} times {c.step_hours} h apart, up to the start",
             fix=(
-                f"Pass time={str(whole[-1])!r}, the last start with a complete history, or fill the gap"
-                if whole
+                f"Pass time={str(near)!r}, the nearest start with a complete history, or fill the gap"
+                if near is not None
                 else f"No start has a complete history; give data every {c.step_hours} h"
             ),
         )

@@ -13,7 +13,9 @@ import xarray as xr
 
 from .errors import StoreError, explain
 
-# A shard (one start, the members of a block, several leads) stays below this, and so does the writer's buffer.
+# A shard holds one start, the members of a block and so many leads, but no more than so many bytes (of all variables
+# together, uncompressed); so does what waits to be written.
+_SHARD_LEADS = 10
 _SHARD_BYTES = 256 * 1024**2
 _RECORD = "xmosaic_record"
 
@@ -102,7 +104,7 @@ class ZarrSink:
 
     def _shard_leads(self, variables: Mapping[str, xr.Variable]) -> int:
         row = sum(4 * int(np.prod(self._spatial(v))) for v in variables.values())
-        return max(1, min(self._lengths[2], _SHARD_BYTES // (row * self._members)))
+        return max(1, min(self._lengths[2], _SHARD_LEADS, _SHARD_BYTES // (row * self._members)))
 
     def _spatial(self, variable: xr.Variable) -> tuple[int, ...]:
         return variable.shape[2 if self._scalar else 3 :]
