@@ -1004,3 +1004,57 @@ def test_era_interim():
 
 def test_scores_are_no_state():
     assert not recognise(real("gencast_1deg_scores_2020.nc"), published_schema()).ok
+
+
+# One variable per level
+
+
+def per_level(ds, pattern):
+    """The dataset with each level of each variable as a variable of its own."""
+    flat = ds.drop_vars([n for n in ds if "level" in ds[n].dims] + ["level"])
+    for name in ds:
+        if "level" in ds[name].dims:
+            for level in ds["level"].values:
+                short = find_variable(name).short
+                flat[pattern.format(name=name, short=short, level=level)] = ds[name].sel(level=level, drop=True)
+    return flat
+
+
+@pytest.fixture
+def on_levels():
+    rng = np.random.default_rng(0)
+    dims = ("time", "level", "latitude", "longitude")
+    coords = {
+        "time": pd.date_range("2020", periods=2),
+        "level": [500, 850],
+        "latitude": [-60.0, 0.0, 60.0],
+        "longitude": [0.0, 90.0, 180.0, 270.0],
+    }
+    names = ("geopotential", "temperature")
+    return xr.Dataset({n: (dims, rng.normal(size=(2, 2, 3, 4)), cf_attributes(n)) for n in names}, coords)
+
+
+LEVEL_SCHEMA = Schema.from_variables({"geopotential": [500, 850], "temperature": [850]})
+
+
+@pytest.mark.parametrize("pattern", ["{short}{level}", "{short}_{level}", "{name}_{level}", "{name}{level}"])
+def test_one_variable_per_level_is_the_same_data(on_levels, pattern):
+    flat = per_level(on_levels, pattern).chunk(time=1)
+    with dask.config.set(scheduler=never_compute):
+        found = recognise(flat, LEVEL_SCHEMA)
+        got = standardise(flat, LEVEL_SCHEMA, found)
+    assert found.ok, found
+    assert "one variable per level" in repr(found)
+    xr.testing.assert_identical(got.compute(), standardise(on_levels, LEVEL_SCHEMA))
+
+
+def test_levels_that_have_no_variable_are_named(on_levels):
+    flat = per_level(on_levels, "{short}{level}").drop_vars("z500")
+    (problem,) = recognise(flat, LEVEL_SCHEMA).problems
+    assert str(problem).startswith("'geopotential' lacks levels 500 hPa. Found 'z850'; expected 500, 850 hPa")
+
+
+def test_a_variable_with_levels_comes_before_those_of_single_ones(on_levels):
+    both = on_levels.assign(z500=on_levels["geopotential"].sel(level=500, drop=True) * 0)
+    found = recognise(both, LEVEL_SCHEMA)
+    assert {str(s.variable) for s in found.sources.values()} == {"geopotential", "temperature"}

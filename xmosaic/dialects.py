@@ -143,7 +143,8 @@ class Recognition:
             found = [self.sources[c.name] for c in channels if c.name in self.sources]
             if found:
                 units = f"{found[0].units or 'no units'} → {channels[0].units}"
-                how = f"{found[0].variable!s} ({found[0].matched_by})"
+                theirs = ", ".join(dict.fromkeys(str(s.variable) for s in found))
+                how = f"{theirs} ({found[0].matched_by})"
                 rows.append((with_levels(variable, [s.channel for s in found]), how, units))
             elif channels[0].role != "static":
                 rows.append((with_levels(variable, channels), "not found", ""))
@@ -286,19 +287,47 @@ class _Reader:
     # which variable
 
     def read_variable(self, known: Variable, channels: Sequence[Channel]) -> None:
+        if known.vertical and (single := self.one_per_level(known, channels)):
+            return self.read_one_per_level(known, channels, single)
         name, how = self.choose(known, channels)
-        if name is None:
-            return
+        if name is not None:
+            self.read_source(name, how, known, channels, known.vertical)
+
+    def read_source(
+        self, name: Hashable, how: str, known: Variable, channels: Sequence[Channel], vertical: bool
+    ) -> None:
         usable = self.check_dtype(name) and self.check_meaning(name, known)
         units = self.read_units(name, known, channels[0].units)
-        dims, squeezed = self.read_dims(name, channels[0].role, known.vertical)
-        indices = self.read_levels(name, channels, dims)
+        dims, squeezed = self.read_dims(name, channels[0].role, vertical)
+        indices = self.read_levels(name, channels, dims) if vertical else dict.fromkeys(channels)
         if usable and units is not None:
             found = self.ds[name].attrs.get("units")
             for channel, index in indices.items():
                 self.sources[channel.name] = Source(
                     channel, name, how, index, None if found is None else str(found), *units, dims, squeezed
                 )
+
+    def one_per_level(self, known: Variable, channels: Sequence[Channel]) -> dict[Channel, Hashable]:
+        """Variables such as ``z500`` and ``geopotential_850``; none where a variable with levels stands beside."""
+        if any(self.candidates(known)):
+            return {}
+        found: dict[Channel, Hashable] = {}
+        for channel in channels:
+            spelled = (f"{name}{mark}{channel.level}" for name in known.names for mark in ("_", ""))
+            name = next((name for name in spelled if name in self.ds.data_vars), None)
+            if name is not None:
+                found[channel] = name
+        return found
+
+    def read_one_per_level(
+        self, known: Variable, channels: Sequence[Channel], found: Mapping[Channel, Hashable]
+    ) -> None:
+        for channel, name in found.items():
+            self.read_source(name, "one variable per level", known, [channel], vertical=False)
+        if missing := [channel for channel in channels if channel not in found]:
+            what = f"{known.name!r} lacks levels {', '.join(str(c.level) for c in missing)} hPa"
+            fix = "Add them, or choose a schema without them"
+            self.problem(known.name, what, got=listed(found.values()), expected=levels_text(channels), fix=fix)
 
     def choose(self, known: Variable, channels: Sequence[Channel]) -> tuple[Hashable | None, str]:
         """The dataset's variable for one of ours, and how it is matched."""
@@ -787,6 +816,8 @@ def _checked(ds: xr.Dataset, schema: Schema, recognition: Recognition | None) ->
 def _field(ds: xr.Dataset, found: Recognition, sources: Sequence[Source], keep_level: bool) -> xr.DataArray:
     """One variable at the levels of `sources`, in our names, units and order; still lazy."""
     source = sources[0]
+    if len({s.variable for s in sources}) > 1:
+        return xr.concat([_field(ds, found, [s], keep_level) for s in sources], "level", join="override")
     da = xr.DataArray(ds.variables[source.variable]).isel(dict.fromkeys(source.squeezed, 0))
     if "level" in source.dims:
         places = [s.level_index for s in sources if s.level_index is not None]

@@ -49,6 +49,8 @@ class Variable:
         Further CF standard names that mean the same.
     categorical : bool
         Whether the values are codes, whose units say nothing.
+    usual : tuple of str
+        Names that other weather models' tools use.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Variable:
     height: float | None = None
     synonyms: tuple[str, ...] = ()
     categorical: bool = False
+    usual: tuple[str, ...] = ()
 
     @property
     def tiers(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -73,6 +76,7 @@ class Variable:
             ("CDS name", self.cds),
             ("cfgrib name", self.cfgrib),
             ("CMIP name", self.cmip),
+            ("usual name", self.usual),
         )
 
     @property
@@ -119,6 +123,7 @@ land_sea_mask | lsm | lsm | sftlf | land_area_fraction | 1 |
 soil_type | slt | slt | | soil_type | 1 | codes
 """
 _CFGRIB = {"mean_sea_level_pressure": ("prmsl", "mslet")}
+_USUAL = {"10m_u_component_of_wind": ("u10m",), "10m_v_component_of_wind": ("v10m",)}
 _SYNONYMS = {
     "mean_sea_level_pressure": ("air_pressure_at_sea_level",),
     "vertical_velocity": ("vertical_air_velocity_expressed_as_tendency_of_pressure",),
@@ -142,6 +147,7 @@ def _row(line: str) -> Variable:
         height=float(more) if more.isdigit() else None,
         synonyms=_SYNONYMS.get(name, ()),
         categorical=more == "codes",
+        usual=_USUAL.get(name, ()),
     )
 
 
