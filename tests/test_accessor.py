@@ -78,7 +78,7 @@ def test_card_of_a_dataset_reads_no_field():
 
 def test_card_of_a_forecast(fc):
     text = repr(fc.mosaic)
-    for piece in ("3-member ensemble", "2020-03-02T00", "2: 1 days", "model tests"):
+    for piece in ("3-member ensemble", "2020-03-02T00", "2: 1 day to 2 days", "model tests"):
         assert piece in text, text
 
 

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+import pandas as pd
+
 _WIDTH = 12
+
+
+def duration(span: pd.Timedelta) -> str:
+    """A time span as one would say it.
+
+    Examples
+    --------
+    >>> duration(pd.Timedelta("24h")), duration(pd.Timedelta("10D")), duration(pd.Timedelta("36h"))
+    ('1 day', '10 days', '36 h')
+    """
+    hours = span / pd.Timedelta(hours=1)
+    if hours % 24:
+        return f"{hours:g} h"
+    return f"{hours / 24:g} day{'s' * (hours != 24)}"
 
 
 def text_card(rows: Iterable[tuple[str, str]]) -> str:

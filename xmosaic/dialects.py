@@ -142,9 +142,12 @@ class Recognition:
         for _, variable, channels in self.schema.groups():
             found = [self.sources[c.name] for c in channels if c.name in self.sources]
             if found:
-                units = f"{found[0].units or 'no units'} → {channels[0].units}"
-                theirs = ", ".join(dict.fromkeys(str(s.variable) for s in found))
-                how = f"{theirs} ({found[0].matched_by})"
+                theirs, wanted = found[0].units, channels[0].units
+                units = f"no units, taken as {wanted}" if theirs is None else theirs
+                if theirs is not None and (found[0].factor, found[0].offset) != (1.0, 0.0):
+                    units += f" → {wanted}"
+                names = ", ".join(dict.fromkeys(str(s.variable) for s in found))
+                how = f"{names} ({found[0].matched_by})"
                 rows.append((with_levels(variable, [s.channel for s in found]), how, units))
             elif channels[0].role != "static":
                 rows.append((with_levels(variable, channels), "not found", ""))

@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .cards import html_card, text_card
+from .cards import duration, html_card, text_card
 from .checkpoint import Model, load_model
 from .dialects import Recognition, recognise
 from .errors import ArgumentError, DatasetError, MosaicError, explain
@@ -282,7 +282,7 @@ class Plan:
             raise ArgumentError(
                 explain(
                     "every is longer than lead: nothing would be kept",
-                    got=f"{self.stride * self.model.step} and {self.steps * self.model.step}",
+                    got=f"{duration(self.stride * self.model.step)} and {duration(self.steps * self.model.step)}",
                 )
             )
 
@@ -379,7 +379,7 @@ class Plan:
                 f"xmosaic {version}, model {model.name}, checkpoint sha256 {model.sha256}, "
                 f"device {self.device.type}, dtype {str(self.dtype).removeprefix('torch.')}"
             ),
-            "history": f"{now} xmosaic {version}: forecast to {self.steps * model.step}, seed {self.seed}",
+            "history": f"{now} xmosaic {version}: forecast to {duration(self.steps * model.step)}, seed {self.seed}",
             "references": str(model.provenance.get("references", "https://doi.org/10.48550/arXiv.2604.16429")),
             "license": model.license,
             "seed": self.seed if self.seed < 2**63 else str(self.seed),  # netCDF's integers are signed
@@ -452,7 +452,7 @@ def _check_finite(plan: Plan, state: torch.Tensor, step: int) -> None:
     names = [plan.model.schema.state[i].name for i in bad]
     raise MosaicError(
         explain(
-            f"The forecast is no longer finite after {step * plan.model.step}",
+            f"The forecast is no longer finite after {duration(step * plan.model.step)}",
             got=f"NaN or infinite values in {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",
             do="Use dtype='float32' if it was a 16-bit one; otherwise the model is not stable this far from its data",
         )
@@ -558,11 +558,11 @@ def _steps(name: str, value: Any, model: Model) -> int:
     span = parse_lead(name, value)
     steps, rest = divmod(span, model.step)
     if rest:
-        near = [str(k * model.step) for k in (steps, steps + 1) if k]
+        near = [duration(k * model.step) for k in (steps, steps + 1) if k]
         raise ArgumentError(
             explain(
                 f"{name}={value!r} is no multiple of the step of model {model.name!r}",
-                got=str(span),
+                got=duration(span),
                 expected=f"a multiple of {model.config.step_hours} h, such as {' or '.join(near)}",
             )
         )
@@ -732,7 +732,11 @@ class Overview:
     def _forecast_entries(self) -> list[tuple[str, str]]:
         ds = self._ds
         leads = np.atleast_1d(ds["prediction_timedelta"].values)
-        span = f"{len(leads)}: {pd.Timedelta(leads[0])} to {pd.Timedelta(leads[-1])}" if leads.dtype.kind == "m" else ""
+        span = (
+            f"{len(leads)}: {duration(pd.Timedelta(leads[0]))} to {duration(pd.Timedelta(leads[-1]))}"
+            if leads.dtype.kind == "m"
+            else ""
+        )
         starts = [str(t)[:13] for t in np.atleast_1d(ds["time"].values)] if "time" in ds.coords else []
         rows = [
             ("Forecast", str(ds.attrs.get("title", f"{ds.sizes['number']} members"))),
@@ -759,9 +763,9 @@ def _span(times: pd.DatetimeIndex) -> str:
         return "none found"
     spacing = np.unique(np.diff(times.sort_values()))
     every = (
-        f", every {pd.Timedelta(spacing[0])}"
+        f", every {duration(pd.Timedelta(spacing[0]))}"
         if len(spacing) == 1
-        else (", at uneven intervals" if len(spacing) else "")
+        else ", at uneven intervals" * (len(times) > 1)
     )
     return f"{len(times)}: {times.min()} to {times.max()}{every}"
 

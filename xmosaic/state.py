@@ -372,15 +372,21 @@ def fit(ds: xr.Dataset, schema: Schema, grid: LatLonGrid) -> list[str]:
     elif found.problems:
         verdict.append("; ".join(p.what for p in found.problems[:3]))
     if found.cell is not None:
-        verdict.append(f"on a HEALPix mesh, not {grid}")
+        verdict.append(f"on a HEALPix mesh, not {_shape(grid)}")
     elif found.latitude is not None and found.longitude is not None:
         try:
             held = LatLonGrid.from_dataset(ds[[found.latitude, found.longitude]])
         except DatasetError as error:
             return [*verdict, str(error)]
         if not same_points(held, grid):
-            verdict.append(f"on {held}, not {grid}")
+            verdict.append(
+                f"on {_shape(held)}, not {_shape(grid)}" if held.shape != grid.shape else f"on {held}, not {grid}"
+            )
     return verdict
+
+
+def _shape(grid: LatLonGrid) -> str:
+    return f"{grid.shape[1]} × {grid.shape[0]} points"
 
 
 def same_points(grid: LatLonGrid, ours: LatLonGrid) -> bool:
