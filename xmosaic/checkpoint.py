@@ -729,13 +729,24 @@ def _load_published(variant: str, files: dict[str, Path]) -> Model:
     }
     if commit := _commit(files["weights"]):
         provenance["revision"] = commit
+    _show_license(variant)
+    return Model(network, schema, grid, mean, std, static, provenance, provenance["files"][files["weights"].name])
+
+
+_license_shown: set[str] = set()
+
+
+def _show_license(variant: str) -> None:
+    """Once in a process."""
+    if variant in _license_shown:
+        return
+    _license_shown.add(variant)
     warnings.warn(
         f"The weights '{variant}' are the authors' and come under {PUBLISHED_LICENSE}: not for commercial use, and "
         "credit is due (arXiv 2604.16429). Every forecast made with them carries that licence.",
         LicenseNotice,
         stacklevel=_outside(),
     )
-    return Model(network, schema, grid, mean, std, static, provenance, provenance["files"][files["weights"].name])
 
 
 def _outside() -> int:
