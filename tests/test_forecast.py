@@ -113,6 +113,14 @@ def test_forcing_of_a_valid_time_enters_the_step_after_it():
         assert differs == [first is not None and lead >= first for lead in range(1, 5)]
 
 
+def test_the_state_is_not_looked_at_where_only_the_forcing_is_needed():
+    schema = Schema.from_variables({"2m_temperature": None}, forcing=["sea_surface_temperature"])
+    model, ds = make_model(schema), make_dataset(schema)
+    known = ds.assign({"2m_temperature": ds["2m_temperature"].where(ds.time <= ds.time[1])})
+    options = {"model": model, "time": ds.time.values[1]}
+    xr.testing.assert_equal(run(known, "3D", 1, **options), run(ds, "3D", 1, **options))
+
+
 def test_missing_forcing_is_named():
     schema = Schema.from_variables({"2m_temperature": None}, forcing=["sea_surface_temperature"])
     with pytest.raises(DatasetError, match="forcing of 2020-03-03.*missing.*sea_surface_temperature"):

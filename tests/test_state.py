@@ -143,6 +143,21 @@ def test_all_problems_are_listed_at_once():
         assert word in subjects
 
 
+def test_infinite_values_on_another_grid_are_named():
+    ds = make_dataset(grid=LatLonGrid.equiangular(24, 13))
+    ds["2m_temperature"][-1, 3, 4] = np.inf
+    (problem,) = report(ds).problems
+    assert problem.subject == "2m_temperature"
+    assert "NaN or infinite" in str(problem)
+
+
+def test_problems_of_values_are_listed_beside_those_of_metadata():
+    ds = edited("2m_temperature", lambda t: t - 273.15).drop_vars("mean_sea_level_pressure").isel(time=[0, 1, 2, 4])
+    ds = ds.assign(geopotential=ds.geopotential.where(ds.latitude < 80))
+    subjects = [p.subject for p in report(ds).problems]
+    assert subjects == ["mean_sea_level_pressure", "time", "2m_temperature", "geopotential_500", "geopotential_850"]
+
+
 def test_what_a_fix_says_makes_it_work():
     hpa = edited("mean_sea_level_pressure", lambda p: p / 100)
     assert report(edited("mean_sea_level_pressure", lambda p: p / 100, units="hPa")).ok

@@ -94,29 +94,43 @@ class State:
     model : Model
     time : datetime-like, sequence or slice of them, optional
         Starts; by default the last time of the Dataset.
+    channels : tuple of Channel, optional
+        Look at these alone.
     """
 
-    def __init__(self, ds: xr.Dataset, model: Model, time: Any = None) -> None:
-        self.model = model
+    def __init__(
+        self, ds: xr.Dataset, model: Model, time: Any = None, channels: tuple[Channel, ...] | None = None
+    ) -> None:
+        self.model, self.ds, self.time = model, ds, time
         # static fields come with the model: those of the Dataset are not used
-        self.schema = Schema((*model.schema.state, *model.schema.forcing))
+        self.schema = Schema(channels or (*model.schema.state, *model.schema.forcing))
         self.recognition = recognise(ds, self.schema)
         self.problems: list[Problem] = list(self.recognition.problems)
         self.notes: list[str] = list(self.recognition.notes)
         self.times = self.recognition.times.sort_values()
         self.grid = self._find_grid(ds)
         self.scalar_start, self.starts = self._find_starts(time)
-        self.ds = ds
 
     # ------------------------------------------------------------------------------------------------- what it is
 
     def report(self, values: bool = True) -> Report:
         """Everything found; with `values`, the fields of every start are read and looked at too."""
-        problems = list(self.problems)
-        if values and not problems:
-            for time in sorted({t for start in self.starts for t in self.history_times(start)}):
-                problems += self._value_problems(self._fields(time), time)
-        return Report(self.model.name, self.starts, self.recognition, tuple(problems), tuple(self.notes))
+        found = self._problems_of_values() if values else []
+        return Report(self.model.name, self.starts, self.recognition, (*self.problems, *found), tuple(self.notes))
+
+    def _problems_of_values(self) -> list[Problem]:
+        """The first of each channel that can be read, whatever is in the way of the others."""
+        usable = tuple(c for c in self.schema.channels if c.name in self.recognition.sources)
+        if not usable:
+            return []
+        part = self if self.recognition.ok else State(self.ds, self.model, self.time, usable)
+        if not part.recognition.ok or (part.grid is None and part.recognition.cell is None):
+            return []  # no field can be read before that is mended
+        first: dict[str, Problem] = {}
+        for time in sorted({t for start in part.starts for t in part.history_times(start) if t in part.times}):
+            for problem in part._value_problems(part._fields(time, part._inputs), time):
+                first.setdefault(problem.subject, problem)
+        return list(first.values())
 
     def history_times(self, start: pd.Timestamp) -> list[pd.Timestamp]:
         """Times that a start needs, oldest first."""
@@ -208,10 +222,10 @@ class State:
 
     def normalised(self, time: pd.Timestamp, channels: Sequence[Channel] | None = None) -> np.ndarray:
         """Normalised channels of one time, (longitude, latitude, channel); all but the static ones by default."""
-        fields = self._fields(time)
+        wanted = self._inputs if channels is None else channels
+        fields = self._fields(time, wanted)
         if problems := self._value_problems(fields, time):
             Report(self.model.name, self.starts, self.recognition, tuple(problems), ()).raise_for_problems()
-        wanted = self._inputs if channels is None else channels
         columns = [(fields[c.name] - self._mean[c.name]) / self._std[c.name] for c in wanted]
         return np.stack(columns, axis=-1).astype(np.float32)
 
@@ -235,26 +249,32 @@ class State:
 
     @cached_property
     def _mean(self) -> dict[str, float]:
-        return dict(zip((c.name for c in self._inputs), self.model.mean.tolist(), strict=True))
+        return dict(zip(self._all_names, self.model.mean.tolist(), strict=True))
 
     @cached_property
     def _std(self) -> dict[str, float]:
-        return dict(zip((c.name for c in self._inputs), self.model.std.tolist(), strict=True))
+        return dict(zip(self._all_names, self.model.std.tolist(), strict=True))
+
+    @property
+    def _all_names(self) -> list[str]:
+        return [c.name for c in (*self.model.schema.state, *self.model.schema.forcing)]
 
     @cached_property
     def _standard(self) -> xr.Dataset:
         """Our names and units, lazily."""
         return standardise(self.ds, self.schema, self.recognition)
 
-    def _fields(self, time: pd.Timestamp) -> dict[str, np.ndarray]:
+    def _fields(self, time: pd.Timestamp, channels: Sequence[Channel]) -> dict[str, np.ndarray]:
         """Physical fields of one time on the model's grid, (longitude, latitude) float64 by channel."""
-        chosen = self._standard.isel(time=self.times.get_loc(time))
+        variables = list(dict.fromkeys(c.variable for c in channels))
+        chosen = self._standard[variables].isel(time=self.times.get_loc(time))
         if self.regridded:
-            chosen = to_latlon(chosen, self.model.grid, max_missing=0.0)
+            # an infinite value counts as missing here, and what it reaches is reported by name
+            chosen = to_latlon(chosen.where(np.isfinite), self.model.grid, max_missing=0.0)
         else:
             chosen = normalise_latlon(chosen)
         chosen = chosen.load()
-        return {c.name: self._channel(chosen, c) for c in self._inputs}
+        return {c.name: self._channel(chosen, c) for c in channels}
 
     @staticmethod
     def _channel(ds: xr.Dataset, channel: Channel) -> np.ndarray:
