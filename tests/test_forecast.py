@@ -548,6 +548,22 @@ def test_a_result_larger_than_memory_is_refused_before_anything_runs(monkeypatch
         run()
 
 
+def test_default_batch_leaves_room_in_memory(monkeypatch):
+    import sys
+
+    seen = []
+    forward = type(MODEL.network).forward
+    monkeypatch.setattr(
+        type(MODEL.network), "forward", lambda net, h, *a: seen.append(h.shape[1]) or forward(net, h, *a)
+    )
+    for members_that_fit, expected in ((0, 1), (2.5, 2), (100, 4)):
+        room = int(MODEL.member_bytes() * members_that_fit / 0.6) + 4 * 10**6 * (members_that_fit == 100)
+        monkeypatch.setattr(sys.modules["xmosaic.forecast"], "_available_memory", lambda room=room: room or None)
+        seen.clear()
+        run(members=4, lead="1D")
+        assert seen[0] == expected
+
+
 def test_a_forecast_that_blows_up_is_stopped_and_named():
     model = make_model()
     with torch.no_grad():

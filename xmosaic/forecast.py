@@ -32,7 +32,7 @@ from .variables import Schema, published_schema
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 # Separates this use of Philox from any other with the same seed; changing it changes every forecast.
 _NOISE_STREAM = 0x6D6F73616963
-# Rows that run together on a CPU: more only strain its caches (docs/performance.md).
+# Members that run together on a CPU, memory allowing: more are no faster (docs/performance.md).
 _CPU_BATCH = 4
 
 
@@ -300,10 +300,11 @@ class Plan:
         return 1, min(size, self.members)
 
     def _default_batch(self) -> int:
-        if self.device.type != "cuda":
-            return _CPU_BATCH
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, int(0.6 * free) // self.model.member_bytes())
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return max(1, int(0.6 * free) // self.model.member_bytes())
+        free = _available_memory() or 0
+        return max(1, min(_CPU_BATCH, int(0.6 * free) // self.model.member_bytes()))
 
     @property
     def bytes(self) -> int:
