@@ -495,6 +495,11 @@ def test_init_weights_is_the_table():
     assert small == 3 * 3 + 1 + 2  # three blocks' to_o, w2 and noise_bias; to_noise; the upsampling's two
     again = Mosaic(c, LONGITUDE, LATITUDE, np.zeros((12, 7, 2))).init_weights(torch.Generator().manual_seed(1))
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    # a new network starts from the table too
+    torch.manual_seed(1)
+    fresh = Mosaic(c, LONGITUDE, LATITUDE, np.zeros((12, 7, 2)))
+    for (name, a), b in zip(fresh.named_parameters(), net.parameters(), strict=True):
+        assert abs(a.std() / b.std() - 1) < 10 / math.sqrt(2 * a.numel()), name
 
 
 # ---- attention and its branches ----

@@ -351,6 +351,7 @@ class Mosaic(nn.Module):
             RMSNorm(), _linear(first.dim, first.dim), nn.SiLU(), _linear(first.dim, config.num_variables)
         )
         self.norm = RMSNorm()
+        self.init_weights()
 
     def forward(self, history: torch.Tensor, clock: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """One step.
