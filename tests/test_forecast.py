@@ -414,6 +414,9 @@ def test_a_healpix_dataset_starts_a_forecast():
     expected = run(to_latlon(on_mesh, GRID))
     np.testing.assert_allclose(fc["geopotential"], expected["geopotential"], rtol=1e-6)
     assert "HEALPix" in fc.attrs["comment"]
+    with pytest.raises(ArgumentError, match="grid='input' does not lead back to a HEALPix mesh.*to_healpix"):
+        run(on_mesh, grid="input")
+    assert fc.mosaic.to_healpix(nside=8).sizes["cell"] == 768
 
 
 # Lazy = eager

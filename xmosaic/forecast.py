@@ -278,6 +278,14 @@ class Plan:
                     expected="members=1, or a model with noise",
                 )
             )
+        if self.fields.back and self.state.grid is None:
+            raise ArgumentError(
+                explain(
+                    "grid='input' does not lead back to a HEALPix mesh",
+                    expected="grid='model'",
+                    do="Regrid the result: fc.mosaic.to_healpix(nside=…)",
+                )
+            )
         if not self.kept:
             raise ArgumentError(
                 explain(
