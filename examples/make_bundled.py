@@ -42,14 +42,14 @@ CONFIG = MosaicConfig(
 )
 
 RADIUS, GRAVITY, OMEGA, GAS = 6.371e6, 9.80665, 7.292e-5, 287.05
-# hemisphere, latitude of the wave, zonal wavenumber, amplitude [m² s⁻²] at 500 hPa, phase speed [degrees per day]
+# latitude of the wave, zonal wavenumber, amplitude [m² s⁻²] at 500 hPa, phase speed [degrees per day]
 WAVES = (
-    (1, 50.0, 3, 900.0, 3.0),
-    (1, 45.0, 6, 700.0, 11.0),
-    (1, 55.0, 8, 350.0, 14.0),
-    (-1, -50.0, 4, 800.0, 7.0),
-    (-1, -48.0, 5, 600.0, 12.0),
-    (-1, -55.0, 9, 250.0, 16.0),
+    (50.0, 3, 900.0, 3.0),
+    (45.0, 6, 700.0, 11.0),
+    (55.0, 8, 350.0, 14.0),
+    (-50.0, 4, 800.0, 7.0),
+    (-48.0, 5, 600.0, 12.0),
+    (-55.0, 9, 250.0, 16.0),
 )
 
 
@@ -72,7 +72,7 @@ def make_sample(times: pd.DatetimeIndex) -> xr.Dataset:
         - 400.0 * np.sin(np.deg2rad(lat)) ** 2
     )
 
-    for _side, centre, wavenumber, amplitude, speed in WAVES:
+    for centre, wavenumber, amplitude, speed in WAVES:
         envelope = np.exp(-(((lat - centre) / 14.0) ** 2)) * np.cos(np.deg2rad(lat))
         phase = np.deg2rad(wavenumber * (lon - speed * time) + 40.0 * height)  # tilts westward with height
         growth = 0.5 + 0.7 * height

@@ -33,6 +33,7 @@ from .variables import Schema, published_schema
 
 FORMAT_VERSION = 1
 REPOSITORY = "AMLab-UvA/mosaic"
+PAPER = "https://doi.org/10.48550/arXiv.2604.16429"
 PUBLISHED_LICENSE = "CC-BY-NC-4.0"
 PUBLISHED_GRID = (240, 121)
 # bytes of all arrays of a published .npz; the static fields are 350 kB
@@ -292,12 +293,12 @@ def load_model(
     name = os.fspath(name_or_path)
     if name in PUBLISHED:
         if folder is None:
-            return _load_published(name, _fetch(name, revision))
+            return _load_published(name, *_fetch(name, revision))
         if revision is not None:
             raise CheckpointError(
                 explain("revision= is for files that are fetched", got="folder= as well", do="Leave one of them out")
             )
-        return _load_published(name, _find_files(name, Path(folder).expanduser().expanduser()))
+        return _load_published(name, *_find_files(name, Path(folder).expanduser()))
     for option, value in (("folder", folder), ("revision", revision)):
         if value is not None:
             raise CheckpointError(explain(f"{option}= is for the published models", got=repr(name), expected=_names()))
@@ -551,9 +552,9 @@ def _require(condition: bool, what: str, got: str, expected: str) -> None:
 def _size(number: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
-            break
-        number, unit = number / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{number:.3g} {unit}"
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
 
 
 # ------------------------------------------------------------------------------------------ the published files
@@ -690,14 +691,15 @@ def _load_folder(folder: Path) -> Model:
                 do=f"Write load_model('era5', folder={str(folder)!r}) if it holds several",
             )
         )
-    return _load_published(held[0], _find_files(held[0], folder))
+    return _load_published(held[0], *_find_files(held[0], folder))
 
 
 def _find(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / name, folder / Path(name).name) if p.is_file()), None)
 
 
-def _find_files(variant: str, folder: Path) -> dict[str, Path]:
+def _find_files(variant: str, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Published files in a folder and their digests, by kind."""
     files = {kind: _find(folder, name) for kind, name in _PUBLISHED_FILES[variant].items()}
     if missing := [_PUBLISHED_FILES[variant][kind] for kind, path in files.items() if path is None]:
         raise CheckpointError(
@@ -707,11 +709,11 @@ def _find_files(variant: str, folder: Path) -> dict[str, Path]:
             )
         )
     found = {kind: path for kind, path in files.items() if path is not None}
-    _check_record(f"folder {folder.resolve()}", {str(p.relative_to(folder)): p for p in found.values()})
-    return found
+    names = {kind: str(path.relative_to(folder)) for kind, path in found.items()}
+    return found, _check_record(f"folder {folder.resolve()}", names, found)
 
 
-def _load_published(variant: str, files: dict[str, Path]) -> Model:
+def _load_published(variant: str, files: dict[str, Path], digests: dict[str, str]) -> Model:
     config, schema = PUBLISHED[variant], published_schema()
     mean, std = _read_statistics(files["statistics"], config.num_variables)
     grid = LatLonGrid.equiangular(*PUBLISHED_GRID)
@@ -723,14 +725,14 @@ def _load_published(variant: str, files: dict[str, Path]) -> Model:
         "title": f"Mosaic, the authors' published weights '{variant}' (arXiv 2604.16429)",
         "license": PUBLISHED_LICENSE,
         "data": "ERA5" if variant == "era5" else "ERA5, then HRES-fc0 2016–2021",
-        "references": "https://doi.org/10.48550/arXiv.2604.16429",
+        "references": PAPER,
         "repository": REPOSITORY,
-        "files": {path.name: _sha256(path) for path in files.values()},
+        "files": {path.name: digests[kind] for kind, path in files.items()},
     }
     if commit := _commit(files["weights"]):
         provenance["revision"] = commit
     _show_license(variant)
-    return Model(network, schema, grid, mean, std, static, provenance, provenance["files"][files["weights"].name])
+    return Model(network, schema, grid, mean, std, static, provenance, digests["weights"])
 
 
 _license_shown: set[str] = set()
@@ -804,18 +806,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "xmosaic"
 
 
-def _fetch(variant: str, revision: str | None) -> dict[str, Path]:
-    """Published files from the hub or its cache, all of one commit; later calls stay on the first one's."""
+def _fetch(variant: str, revision: str | None) -> tuple[dict[str, Path], dict[str, str]]:
+    """Published files and their digests, all of one commit; later calls stay on the first one's."""
     record = _read_record()
     wanted = revision or record.get("revision")
     files: dict[str, Path] = {}
     for kind, name in _PUBLISHED_FILES[variant].items():
         files[kind] = _download(name, wanted)
         wanted = _commit(files[kind]) or wanted
-    _check_record(f"revision {wanted}", {_PUBLISHED_FILES[variant][k]: p for k, p in files.items()})
+    digests = _check_record(f"revision {wanted}", _PUBLISHED_FILES[variant], files)
     if revision is None and wanted and record.get("revision") is None:
         _write_record(_read_record() | {"revision": wanted})
-    return files
+    return files, digests
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -877,20 +879,22 @@ def _write_record(record: dict[str, Any]) -> None:
         ) from error
 
 
-def _check_record(source: str, files: Mapping[str, Path]) -> None:
-    """Compare the digest of each file with that of its first use, or write it down."""
+def _check_record(source: str, names: Mapping[str, str], files: Mapping[str, Path]) -> dict[str, str]:
+    """Digest of each file by kind, compared with that of its first use or written down under its name."""
     record = _read_record()
     known: dict[str, str] = record.setdefault("sha256", {}).setdefault(source, {})
-    fresh = {name: _sha256(path) for name, path in files.items()}
-    for name, digest in fresh.items():
-        if known.setdefault(name, digest) != digest:
+    digests = {kind: _sha256(path) for kind, path in files.items()}
+    first = any(names[kind] not in known for kind in files)
+    for kind, digest in digests.items():
+        if known.setdefault(names[kind], digest) != digest:
             raise CheckpointError(
                 explain(
-                    f"{files[name]} is not the file it was at its first use",
+                    f"{files[kind]} is not the file it was at its first use",
                     got=f"sha256 {digest}",
-                    expected=known[name],
+                    expected=known[names[kind]],
                     do=f"Fetch it again; if the change is meant, delete the entry of {source!r} in {_record_path()}",
                 )
             )
-    if fresh.items() - _read_record().get("sha256", {}).get(source, {}).items():
+    if first:
         _write_record(record)
+    return digests

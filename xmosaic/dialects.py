@@ -60,6 +60,18 @@ class Problem:
         return explain(self.what, got=self.got, expected=self.expected, do=self.fix)
 
 
+def raise_problems(what: str, problems: Sequence[Problem]) -> None:
+    """Raise a DatasetError that lists all problems behind `what`, if there are any."""
+    if problems:
+        lines = [f"{i}. {problem}" for i, problem in enumerate(problems, 1)]
+        raise DatasetError("\n".join([f"{what}, {count_problems(problems)}:", *lines]))
+
+
+def count_problems(problems: Sequence[Problem]) -> str:
+    """``1 problem``, ``2 problems``."""
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a channel is found in a dataset.
@@ -70,7 +82,8 @@ class Source:
     variable : Hashable
         Name in the dataset.
     matched_by : str
-        ``"name"``, ``"short name"``, ``"CDS name"``, ``"cfgrib name"``, ``"CMIP name"`` or ``"standard_name"``.
+        ``"name"``, ``"short name"``, ``"CDS name"``, ``"cfgrib name"``, ``"CMIP name"``,
+        ``"usual name"``, ``"standard_name"`` or ``"one variable per level"``.
     level_index : int or None
         Place along the level dimension; None without one.
     units : str or None
@@ -131,10 +144,7 @@ class Recognition:
 
     def check(self) -> None:
         """Raise a DatasetError that lists all problems, if there are any."""
-        if self.problems:
-            count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-            lines = [f"{i}. {problem}" for i, problem in enumerate(self.problems, 1)]
-            raise DatasetError("\n".join([f"This dataset can't be used as it is, {count}:", *lines]))
+        raise_problems("This dataset can't be used as it is", self.problems)
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Ours, theirs and units of every variable."""
@@ -801,7 +811,7 @@ def recognise(ds: xr.Dataset, schema: Schema) -> Recognition:
 
 # -------- datasets in our names --------
 
-_COORDINATE_ATTRS = {
+COORDINATE_ATTRS = {
     "time": {"standard_name": "time", "long_name": "time"},
     "level": {"standard_name": "air_pressure", "units": "hPa", "positive": "down", "axis": "Z"},
     "latitude": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
@@ -860,11 +870,11 @@ def _in_time(da: xr.DataArray, found: Recognition, role: Role) -> xr.DataArray:
 def _coordinates(ds: xr.Dataset, found: Recognition, source: Source, da: xr.DataArray) -> dict[Hashable, Any]:
     coords: dict[Hashable, Any] = {}
     if "time" in da.dims:
-        coords["time"] = ("time", found.times.sort_values(), _COORDINATE_ATTRS["time"])
+        coords["time"] = ("time", found.times.sort_values(), COORDINATE_ATTRS["time"])
     for ours in _SPACE:
         theirs = source.dims.get(ours)
         if theirs is not None and _has_values(ds, theirs):
-            attrs = {**ds[theirs].attrs, **_COORDINATE_ATTRS[ours]}
+            attrs = {**ds[theirs].attrs, **COORDINATE_ATTRS[ours]}
             coords[ours] = (ours, ds.variables[theirs].data, attrs)
     if "cell" in source.dims:
         along = {n: c for n, c in ds.coords.items() if c.dims == (source.dims["cell"],) and n != c.dims[0]}
@@ -945,7 +955,7 @@ def standardise(
             arrays[variable] = _field(ds, found, sources, keep_level=True)
             if sources[0].channel.level is not None:
                 levels = np.array([s.channel.level for s in sources])
-                coord = ("level", levels, _COORDINATE_ATTRS["level"])
+                coord = ("level", levels, COORDINATE_ATTRS["level"])
                 arrays[variable] = arrays[variable].assign_coords(level=coord)
     named = [da.rename(name) for name, da in arrays.items()]
     merged = xr.merge(named, join="outer", compat="override", combine_attrs="override")

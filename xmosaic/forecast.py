@@ -19,14 +19,14 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .cards import duration, html_card, text_card
-from .checkpoint import Model, load_model
+from .checkpoint import PAPER, PUBLISHED_GRID, Model, load_model
 from .dialects import Recognition, recognise
 from .errors import ArgumentError, DatasetError, MosaicError, explain
 from .grid import LatLonGrid
 from .model import PUBLISHED, Mosaic
 from .options import get_option
 from .state import Fields, Report, State, fit
-from .store import MemorySink, Store, ZarrSink, refuse_used_store
+from .store import MemorySink, Store, ZarrSink
 from .variables import Schema, published_schema
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -239,8 +239,6 @@ def forecast(
     plan.check()
     if store is None:
         _check_memory(plan)
-    else:
-        refuse_used_store(store)
     show = get_option("progress") if progress is None else progress
     if show and model is None and get_option("model") is None:
         tqdm.write(f"model {chosen.name!r}: its channels and grid are those of the dataset", file=sys.stderr)
@@ -371,14 +369,13 @@ class Plan:
 
     def _attributes(self) -> dict[str, Any]:
         model, version = self.model, _version()
-        untrained = " UNTRAINED model: random weights, no skill." if model.untrained else ""
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        comment = untrained.strip()
+        way = "regridded conservatively (exact overlap areas)"
+        comment = ["UNTRAINED model: random weights, no skill."] if model.untrained else []
         if self.state.regridded:
-            way = "conservatively (exact overlap areas)"
-            comment += f" Input regridded {way} from {self.state.grid or 'a HEALPix mesh'} to {model.grid}."
-            if self.fields.back:
-                comment += f" Result regridded {way} back."
+            comment.append(f"Input {way} from {self.state.grid or 'a HEALPix mesh'} to {model.grid}.")
+        if self.fields.back:
+            comment.append(f"Result {way} back.")
         attrs = {
             "Conventions": "CF-1.13",
             "title": f"{self.members}-member ensemble forecast by Mosaic, model {model.name}"
@@ -389,10 +386,10 @@ class Plan:
                 f"device {self.device.type}, dtype {str(self.dtype).removeprefix('torch.')}"
             ),
             "history": f"{now} xmosaic {version}: forecast to {duration(self.steps * model.step)}, seed {self.seed}",
-            "references": str(model.provenance.get("references", "https://doi.org/10.48550/arXiv.2604.16429")),
+            "references": str(model.provenance.get("references", PAPER)),
             "license": model.license,
             "seed": self.seed if self.seed < 2**63 else str(self.seed),  # netCDF's integers are signed
-            "comment": comment.strip(),
+            "comment": " ".join(comment),
         }
         return {k: v for k, v in attrs.items() if v != ""}
 
@@ -516,7 +513,7 @@ def choose_model(ds: xr.Dataset, model: str | Model | None = None) -> Model:
     given = model if model is not None else get_option("model")
     if given is not None:
         return load_model(given)
-    verdicts = {name: fit(ds, schema, grid) for name, schema, grid in known_models()}
+    verdicts = {name: fit(ds, recognise(ds, schema), grid) for name, schema, grid in known_models()}
     fitting = [name for name, problems in verdicts.items() if not problems]
     if len(fitting) == 1:
         return load_model(fitting[0])
@@ -533,7 +530,7 @@ def choose_model(ds: xr.Dataset, model: str | Model | None = None) -> Model:
 def known_models() -> list[tuple[str, Schema, LatLonGrid]]:
     """Name, schema and grid of every model that `load_model` knows by name."""
     bundled = load_model("bundled")
-    published = LatLonGrid.equiangular(240, 121)
+    published = LatLonGrid.equiangular(*PUBLISHED_GRID)
     return [("bundled", bundled.schema, bundled.grid)] + [(n, published_schema(), published) for n in PUBLISHED]
 
 
@@ -706,7 +703,8 @@ class Overview:
         if {"number", "prediction_timedelta"} <= set(self._ds.dims):
             return self._forecast_entries()
         found = [
-            (name, recognise(self._ds, schema), fit(self._ds, schema, grid)) for name, schema, grid in known_models()
+            (name, read := recognise(self._ds, schema), fit(self._ds, read, grid))
+            for name, schema, grid in known_models()
         ]
         best = max((r for _, r, _ in found), key=lambda r: len(r.sources))
         names = {s.variable: s.channel.variable for _, r, _ in found for s in r.sources.values()}

@@ -14,7 +14,15 @@ import xarray as xr
 
 from .cards import html_card, text_card
 from .checkpoint import Model
-from .dialects import Problem, Recognition, recognise, standardise
+from .dialects import (
+    COORDINATE_ATTRS,
+    Problem,
+    Recognition,
+    count_problems,
+    raise_problems,
+    recognise,
+    standardise,
+)
 from .errors import ArgumentError, DatasetError, explain
 from .grid import LatLonGrid, normalise_latlon, wrap_longitude
 from .healpix import to_latlon
@@ -64,13 +72,10 @@ class Report:
 
     def raise_for_problems(self) -> None:
         """Raise a `DatasetError` that lists every problem, if there is one."""
-        if self.problems:
-            count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-            lines = [f"This dataset can't start a forecast with model {self.model!r}, {count}:"]
-            raise DatasetError("\n".join(lines + [f"{i}. {p}" for i, p in enumerate(self.problems, 1)]))
+        raise_problems(f"This dataset can't start a forecast with model {self.model!r}", self.problems)
 
     def _entries(self) -> list[tuple[str, str]]:
-        verdict = "ready" if self.ok else f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        verdict = "ready" if self.ok else count_problems(self.problems)
         starts = ", ".join(f"{t:%Y-%m-%dT%H}" for t in self.starts[:4]) + (" …" if len(self.starts) > 4 else "")
         rows = [("Forecast", f"{verdict}, with model {self.model!r}"), ("Start", starts or "none")]
         rows += [("Uses", f"{ours} ← {theirs}, {units}") for ours, theirs, units in self.recognition.rows()]
@@ -128,7 +133,7 @@ class State:
             return []  # no field can be read before that is mended
         first: dict[str, Problem] = {}
         for time in sorted({t for start in part.starts for t in part.history_times(start) if t in part.times}):
-            for problem in part._value_problems(part._fields(time, part._inputs), time):
+            for problem in part._value_problems(part._fields(time, part.schema.channels), time):
                 first.setdefault(problem.subject, problem)
         return list(first.values())
 
@@ -222,12 +227,12 @@ class State:
 
     def normalised(self, time: pd.Timestamp, channels: Sequence[Channel] | None = None) -> np.ndarray:
         """Normalised channels of one time, (longitude, latitude, channel); all but the static ones by default."""
-        wanted = self._inputs if channels is None else channels
+        wanted = self.schema.channels if channels is None else channels
         fields = self._fields(time, wanted)
         if problems := self._value_problems(fields, time):
             Report(self.model.name, self.starts, self.recognition, tuple(problems), ()).raise_for_problems()
-        columns = [(fields[c.name] - self._mean[c.name]) / self._std[c.name] for c in wanted]
-        return np.stack(columns, axis=-1).astype(np.float32)
+        scaled = [(fields[c.name] - mean) / std for c in wanted for mean, std in [self._statistics[c.name]]]
+        return np.stack(scaled, axis=-1).astype(np.float32)
 
     def forcing(self, time: pd.Timestamp) -> np.ndarray | None:
         """Normalised forcing of a time, (longitude, latitude, forcing); None for a model without."""
@@ -244,20 +249,11 @@ class State:
         return self.normalised(time, self.model.schema.forcing)
 
     @cached_property
-    def _inputs(self) -> tuple[Channel, ...]:
-        return self.schema.channels
-
-    @cached_property
-    def _mean(self) -> dict[str, float]:
-        return dict(zip(self._all_names, self.model.mean.tolist(), strict=True))
-
-    @cached_property
-    def _std(self) -> dict[str, float]:
-        return dict(zip(self._all_names, self.model.std.tolist(), strict=True))
-
-    @property
-    def _all_names(self) -> list[str]:
-        return [c.name for c in (*self.model.schema.state, *self.model.schema.forcing)]
+    def _statistics(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation by channel."""
+        names = [c.name for c in (*self.model.schema.state, *self.model.schema.forcing)]
+        pairs = zip(self.model.mean.tolist(), self.model.std.tolist(), strict=True)
+        return dict(zip(names, pairs, strict=True))
 
     @cached_property
     def _standard(self) -> xr.Dataset:
@@ -304,7 +300,7 @@ class State:
         )
 
     def _unit_problem(self, name: str, values: np.ndarray, time: pd.Timestamp) -> Problem | None:
-        mean, std = self._mean[name], self._std[name]
+        mean, std = self._statistics[name]
         found = float(values.mean())
         if abs(found - mean) <= _FAR * std:
             return None
@@ -327,7 +323,7 @@ class State:
         return None
 
     def _units(self, name: str) -> str:
-        return next(c.units for c in self._inputs if c.name == name)
+        return next(c.units for c in self.schema.channels if c.name == name)
 
 
 def parse_times(time: Any, available: pd.DatetimeIndex) -> tuple[bool, pd.DatetimeIndex]:
@@ -369,21 +365,21 @@ def parse_times(time: Any, available: pd.DatetimeIndex) -> tuple[bool, pd.Dateti
     return bool(scalar), starts.as_unit("ns")
 
 
-def fit(ds: xr.Dataset, schema: Schema, grid: LatLonGrid) -> list[str]:
+def fit(ds: xr.Dataset, found: Recognition, grid: LatLonGrid) -> list[str]:
     """What keeps a Dataset from holding a model's schema and grid, in a few words each; empty if it holds them.
 
     Parameters
     ----------
     ds : Dataset
-    schema : Schema
+    found : Recognition
+        Of this Dataset and the model's schema.
     grid : LatLonGrid
 
     Returns
     -------
     list of str
     """
-    found = recognise(ds, schema)
-    needed = [c.name for c in (*schema.state, *schema.forcing)]
+    needed = [c.name for c in (*found.schema.state, *found.schema.forcing)]
     missing = [name for name in needed if name not in found.sources]
     verdict = []
     if missing:
@@ -460,7 +456,7 @@ class Fields:
             longitude = np.sort((longitude + 180) % 360 - 180)
         return LatLonGrid(tuple(latitude), tuple(longitude), theirs.latitude_name, theirs.longitude_name)
 
-    @property
+    @cached_property
     def horizontal(self) -> tuple[str, str]:
         """Names of the two horizontal dimensions, in the caller's order."""
         names = (self.grid.latitude_name, self.grid.longitude_name)
@@ -471,18 +467,15 @@ class Fields:
                 return names[::-1] if swapped else names
         return names
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[Channel]]:
         """Channels by variable; those on levels in ascending order of level."""
-        groups: dict[str, list[Channel]] = {}
-        for channel in self.schema.state:
-            groups.setdefault(channel.variable, []).append(channel)
-        return {k: sorted(v, key=lambda c: c.level or 0) for k, v in groups.items()}
+        return {name: sorted(channels, key=lambda c: c.level or 0) for _, name, channels in self.schema.groups()}
 
     @property
-    def levels(self) -> list[int]:
+    def levels(self) -> tuple[int, ...]:
         """All levels of the result [hPa], ascending."""
-        return sorted({c.level for c in self.schema.state if c.level is not None})
+        return self.schema.levels
 
     def dims(self, variable: str) -> tuple[str, ...]:
         """Dimensions of a variable behind those of the forecast."""
@@ -493,8 +486,8 @@ class Fields:
         """Level, latitude and longitude with their CF attributes."""
         coords: dict[str, Any] = dict(self.grid.coordinates())
         if self.levels:
-            attrs = {"standard_name": "air_pressure", "long_name": "pressure level", "units": "hPa"}
-            coords["level"] = ("level", np.array(self.levels), attrs | {"positive": "down", "axis": "Z"})
+            attrs = COORDINATE_ATTRS["level"] | {"long_name": "pressure level"}
+            coords["level"] = ("level", np.array(self.levels), attrs)
         return coords
 
     def attributes(self, variable: str) -> dict[str, Any]:
@@ -533,15 +526,9 @@ class Fields:
     def _arrange(self, values: np.ndarray) -> np.ndarray:
         """From (..., latitude, longitude) in the model's order to the caller's grid and order."""
         if self.back:
-            coords = {
-                k: (k, v)
-                for k, v in (
-                    ("latitude", list(self.model_grid.latitude)),
-                    ("longitude", list(self.model_grid.longitude)),
-                )
-            }
-            dims = (*(f"d{i}" for i in range(values.ndim - 2)), "latitude", "longitude")
-            field = to_latlon(xr.DataArray(values, dims=dims, coords=coords), self.grid, max_missing=1.0)
+            ours = self.model_grid
+            dims = (*(f"d{i}" for i in range(values.ndim - 2)), ours.latitude_name, ours.longitude_name)
+            field = to_latlon(xr.DataArray(values, dims=dims, coords=ours.coordinates()), self.grid, max_missing=1.0)
             field = field.transpose(*dims[:-2], self.grid.latitude_name, self.grid.longitude_name)
             values = field.values
         else:
