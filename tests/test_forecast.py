@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import cf_xarray  # noqa: F401  (registers .cf)
@@ -400,6 +401,14 @@ def test_regridding_back_gives_the_callers_grid_and_keeps_the_integral():
             (ours[name].astype("f8") * area).sum(["lat", "lon"]),
             rtol=1e-6,
         )
+
+
+def test_names_of_the_models_grid_play_no_part():
+    renamed = LatLonGrid(GRID.latitude, GRID.longitude, "lat", "lon")
+    ds = make_dataset(grid=LatLonGrid.equiangular(24, 13))
+    for grid in ("model", "input"):
+        fc = run(ds, model=dataclasses.replace(MODEL, grid=renamed), grid=grid)
+        xr.testing.assert_equal(fc.drop_attrs(), run(ds, grid=grid).drop_attrs())
 
 
 def test_a_grid_that_fits_is_left_alone():

@@ -86,6 +86,8 @@ class Model:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        # dimensions are named by the caller's Dataset, never by the model
+        object.__setattr__(self, "grid", LatLonGrid(self.grid.latitude, self.grid.longitude))
         c, s = self.config, self.schema
         counts = (len(s.state), len(s.forcing), len(s.static))
         _require(

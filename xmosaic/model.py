@@ -442,6 +442,8 @@ class Mosaic(nn.Module):
         =============================================  ==========================================================
         """
         for name, weight in self.named_parameters():
+            if weight.is_meta:
+                continue  # no values to draw: a file's are about to take this place
             fan_out, fan_in = weight.shape
             std = fan_in**-0.5 * min(1.0, math.sqrt(fan_out / fan_in))
             if name.endswith(
