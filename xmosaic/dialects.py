@@ -214,7 +214,7 @@ _GREGORIAN = ("standard", "gregorian", "proleptic_gregorian")
 _KEPT = ("time", "level", *_SPACE)
 
 
-def _axis_kind(name: Hashable, variable: xr.Variable | None) -> str:
+def axis_kind(name: Hashable, variable: xr.Variable | None) -> str:
     """What a dimension or coordinate is, by its metadata."""
     attrs = {} if variable is None else variable.attrs
     standard = str(attrs.get("standard_name", "")).lower()
@@ -265,7 +265,7 @@ class _Reader:
         self.problems: dict[Problem, None] = {}
         self.notes: dict[str, None] = {}
         self.sources: dict[str, Source] = {}
-        self.kinds = {name: _axis_kind(name, ds.variables.get(name)) for name in (*ds.dims, *ds.coords)}
+        self.kinds = {name: axis_kind(name, ds.variables.get(name)) for name in (*ds.dims, *ds.coords)}
         self.used: dict[str, dict[Hashable, None]] = {kind: {} for kind in _KEPT}
         self.extras: dict[Hashable, list[Hashable]] = {}
         self.lacking: dict[str, list[Hashable]] = {}

@@ -23,6 +23,10 @@ class StoreError(MosaicError, OSError):
     """A forecast can't be written where it was asked to go."""
 
 
+class AlignmentWarning(UserWarning):
+    """A part of a forecast has no truth and isn't scored; the text says which."""
+
+
 def explain(what: str, *, got: str = "", expected: str = "", do: str = "") -> str:
     """Join the four parts of an error text: what is wrong, what was found, what was expected, what to do.
 
