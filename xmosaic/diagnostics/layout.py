@@ -19,7 +19,7 @@ from ..healpix import find_mesh
 from ..units import canonical, conversion
 from ..variables import find_variable, listed
 
-Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray, xr.Dataset | xr.DataArray)
 
 _DIM_OF_KIND = {
     "start": "time",
@@ -112,9 +112,7 @@ def require_dims(obj: xr.Dataset | xr.DataArray, dims: Iterable[str], what: str)
         What needs them, for the error's text.
     """
     if missing := [dim for dim in dims if dim not in obj.dims]:
-        raise DatasetError(
-            explain(f"{what} needs dimension {listed(missing)}", got=f"dimensions {listed(obj.dims)}")
-        )
+        raise DatasetError(explain(f"{what} needs dimension {listed(missing)}", got=f"dimensions {listed(obj.dims)}"))
 
 
 def weights_for(obj: xr.Dataset | xr.DataArray, weights: Any = "area") -> xr.DataArray | None:
@@ -400,7 +398,7 @@ def _at_valid_times(ours: xr.Dataset, theirs: xr.Dataset, notes: list[str]) -> t
     if LEAD in theirs.dims:
         return _by_start_and_lead(ours, theirs, dims, notes)
     if LEAD in theirs.coords:  # analyses in forecast clothes, all at one lead
-        valid = pd.DatetimeIndex(theirs["time"].values) + pd.Timedelta(theirs[LEAD].values)
+        valid = pd.DatetimeIndex(theirs["time"].values) + pd.Timedelta(theirs[LEAD].values[()])
         theirs = theirs.drop_vars(LEAD).assign_coords(time=valid)
     times = _times(theirs["time"])
     if not times.is_unique:
@@ -413,13 +411,12 @@ def _at_valid_times(ours: xr.Dataset, theirs: xr.Dataset, notes: list[str]) -> t
 
 
 def _times(coord: xr.DataArray) -> pd.DatetimeIndex:
-    index = coord.to_index() if coord.ndim else pd.Index([coord.values])
+    index = coord.to_index() if coord.ndim else coord.expand_dims("time").to_index()
+    if isinstance(index, xr.CFTimeIndex) and index.calendar in ("standard", "gregorian", "proleptic_gregorian"):
+        index = index.to_datetimeindex(time_unit="ns")
     if not isinstance(index, pd.DatetimeIndex):
-        try:
-            index = index.to_datetimeindex(time_unit="ns")  # cftime of a standard calendar
-        except Exception:
-            got = f"{type(index).__name__} of {index.dtype}"
-            raise DatasetError(explain("Times can't be compared", got=got, expected="datetime64")) from None
+        calendar = getattr(index, "calendar", index.dtype)
+        raise DatasetError(explain("Times can't be compared", got=f"{calendar}", expected="datetime64"))
     return index.as_unit("ns")
 
 
@@ -463,15 +460,11 @@ def _note_missing(missing: np.ndarray, found: xr.DataArray, times: pd.DatetimeIn
     named += f" and {more} more" if more > 0 else ""
     if not found.any():
         span = f"{times.min()} … {times.max()}" if len(times) else "no times"
-        raise DatasetError(
-            explain("The truth has none of the forecast's valid times", got=span, expected=named)
-        )
+        raise DatasetError(explain("The truth has none of the forecast's valid times", got=span, expected=named))
     notes.append(f"Valid times that the truth hasn't, in {len(missing)} of {found.size} starts and leads: {named}.")
 
 
-def _taken(
-    ours: xr.Dataset, theirs: xr.Dataset, index: np.ndarray, dims: list[str], found: xr.DataArray
-) -> xr.Dataset:
+def _taken(ours: xr.Dataset, theirs: xr.Dataset, index: np.ndarray, dims: list[str], found: xr.DataArray) -> xr.Dataset:
     """The truth at each valid time; lazy where the forecast is, for it may be far larger than the truth."""
     if ours.chunks and not theirs.chunks:
         theirs = theirs.chunk({"time": 1})
@@ -490,7 +483,7 @@ def _taken(
 
 def _same_dims(ours: xr.Dataset, theirs: xr.Dataset) -> None:
     for name, field in theirs.data_vars.items():
-        wanted = [dim for dim in ours[name].dims if dim != "number"]
+        wanted: list[Hashable] = [dim for dim in ours[name].dims if dim != "number"]
         if lacking := [d for d in wanted if d not in field.dims and d not in ("time", LEAD)]:
             raise DatasetError(explain(f"The truth of {name!r} has no dimension {listed(lacking)}"))
         if extra := [d for d in field.dims if d not in wanted]:
