@@ -10,8 +10,8 @@ import xarray as xr
 from ..errors import ArgumentError, DatasetError, explain
 from .ensemble import ranks_of, share_beyond
 from .layout import Aligned, align, space_dims, weights_for
-from .scores import Dims, XarrayObject, _needs_two, _told, thresholds
-from .statistics import Options, Score, _described, average, reduced_dims
+from .scores import Dims, XarrayObject, needs_two, thresholds, told
+from .statistics import Options, Score, average, check_options, described, reduced_dims, stacked
 
 
 def rank_histogram(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None, **options: Unpack[Options]) -> Any:
@@ -37,7 +37,7 @@ def rank_histogram(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None
     doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2
     """
     aligned = align(forecast, truth)
-    _needs_two(aligned, True)
+    needs_two(aligned, True)
     _without_confidence(options)
     bins = aligned.members + 1
     found = {}
@@ -47,7 +47,7 @@ def rank_histogram(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None
         found[name] = _histogram(name, ranks, missing, aligned, dim, bins, options, _count_ranks)
     result = xr.Dataset(found).rename(bin="rank").assign_coords(rank=("rank", np.arange(bins), _RANK))
     score = Score("rank_histogram", "rank histogram", (), lambda s, m: s, "1")
-    return aligned.give_back(_described(result, score, aligned, reduced_dims(aligned, dim), options))
+    return aligned.give_back(described(result, score, aligned, reduced_dims(aligned, dim), options))
 
 
 _RANK = {"long_name": "number of members below the truth", "units": "1"}
@@ -97,17 +97,17 @@ def reliability(
     edges = np.linspace(0, 1, count + 1)
     found = {}
     for name, (share, happened) in _events(aligned, threshold, event).items():
-        pairs = xr.concat([share, happened], "pair")
+        pairs = stacked({"forecast": share, "truth": happened}, "pair")
         missing = pairs.isnull().any("pair")
-        sums = _histogram(name, pairs.transpose(..., "pair"), missing, aligned, dim, 3 * count, options, _count_events)
+        sums = _histogram(name, pairs, missing, aligned, dim, 3 * count, options, _count_events)
         weight, p, o = (sums.isel(bin=slice(k * count, (k + 1) * count)) for k in range(3))
         full = weight.where(weight > 0)
-        found[name] = xr.concat([p / full, o / full, weight], "quantity")
-    names = ["forecast_probability", "observed_frequency", "share"]
-    result = xr.Dataset(found).assign_coords(quantity=names, bin_from=("bin", edges[:-1]), bin_to=("bin", edges[1:]))
-    about = {"event": event, "threshold": _told(threshold)}
-    score = Score("reliability", f"reliability of {event} {_told(threshold)}", (), lambda s, m: s, "1", about)
-    return aligned.give_back(_described(result, score, aligned, reduced_dims(aligned, dim), options))
+        parts = {"forecast_probability": p / full, "observed_frequency": o / full, "share": weight}
+        found[name] = stacked(parts, "quantity").transpose("quantity", ...)
+    result = xr.Dataset(found).assign_coords(bin_from=("bin", edges[:-1]), bin_to=("bin", edges[1:]))
+    about = {"event": event, "threshold": told(threshold)}
+    score = Score("reliability", f"reliability of {event} {told(threshold)}", (), lambda s, m: s, "1", about)
+    return aligned.give_back(described(result, score, aligned, reduced_dims(aligned, dim), options))
 
 
 def brier(
@@ -143,18 +143,18 @@ def brier(
     probability scores. Meteorol. Appl. 15. doi:10.1002/met.45
     """
     aligned = align(forecast, truth)
-    _needs_two(aligned, fair)
+    needs_two(aligned, fair)
     terms = {}
     for name, (share, happened) in _events(aligned, threshold, event).items():
-        terms[name] = xr.concat([(share - happened) ** 2, share * (1 - share)], "statistic")
-    pointwise = xr.Dataset(terms).assign_coords(statistic=["square", "variance"])
+        variance = (share * (1 - share)).where(happened.notnull())
+        terms[name] = stacked({"square": (share - happened) ** 2, "variance": variance})
 
     def combine(s: Any, members: int) -> Any:
         return s["square"] - (s["variance"] / (members - 1) if fair else 0.0)
 
-    about = {"fair": str(fair).lower(), "event": event, "threshold": _told(threshold)}
-    score = Score("brier", f"Brier score of {event} {_told(threshold)}", ("square", "variance"), combine, "1", about)
-    return aligned.give_back(average(pointwise, score, aligned, dim, options))
+    about = {"fair": str(fair).lower(), "event": event, "threshold": told(threshold)}
+    score = Score("brier", f"Brier score of {event} {told(threshold)}", ("square", "variance"), combine, "1", about)
+    return aligned.give_back(average(xr.Dataset(terms), score, aligned, dim, options))
 
 
 def energy_score(
@@ -193,7 +193,7 @@ def energy_score(
     doi:10.1198/016214506000001437
     """
     aligned = align(forecast, truth)
-    _needs_two(aligned, fair)
+    needs_two(aligned, fair)
     if options.get("nan_policy") == "omit":
         raise ArgumentError(explain("nan_policy='omit' has no meaning for whole fields", do="Fill or select first"))
     inner = list(space_dims(aligned.forecast)) if over is None else reduced_dims(aligned, over)
@@ -333,11 +333,8 @@ def _blockwise(
         return counts.reshape([1 if a in axes else m.shape[a] for a in range(m.ndim)] + [bins])
 
     if missing.chunks is None:
-        return (
-            of_block(terms.values, missing.values, weights.values).squeeze(axes)
-            if axes
-            else of_block(terms.values, missing.values, weights.values)
-        )
+        counts = of_block(terms.values, missing.values, weights.values)
+        return counts.squeeze(axes) if axes else counts
     import dask.array as da
 
     index, term, new = tuple(range(missing.ndim)), missing.ndim, missing.ndim + 1
@@ -396,8 +393,6 @@ def _raise_missing(missing: np.ndarray, counts: np.ndarray, name: str) -> np.nda
 
 
 def _without_confidence(options: Options) -> None:
-    from .statistics import _check_options
-
-    _check_options(options)
+    check_options(options)
     if options.get("confidence") is not None:
         raise ArgumentError(explain("A histogram has no confidence interval here", do="Leave out confidence="))

@@ -385,21 +385,22 @@ def _at_valid_times(ours: xr.Dataset, theirs: xr.Dataset, notes: list[str]) -> t
     leads, starts = (_labels(ours, dim) for dim in (LEAD, "time"))
     dims = [dim for dim in ("time", LEAD) if dim in ours.dims]
     coords = {dim: ours.coords[dim].variable for dim in dims}
-    if "time" not in theirs.dims and LEAD not in theirs.dims:
-        found = xr.DataArray(np.ones([ours.sizes[d] for d in dims], dtype=bool), coords, dims)
-        if "time" in ours.dims and "time" in theirs.coords:
-            theirs = theirs.expand_dims("time")  # one analysis: verifies what is valid then
-        elif not dims or "time" not in theirs.coords:
-            return _without(theirs, ("time", LEAD)), found
-        else:
-            theirs = theirs.expand_dims("time")
+    everywhere = xr.DataArray(np.ones([ours.sizes[d] for d in dims], dtype=bool), coords, dims)
+    if unlabelled := [d for d in ("time", LEAD) for obj in (ours, theirs) if d in obj.dims and d not in obj.coords]:
+        raise DatasetError(explain(f"Dimension {unlabelled[0]!r} has no labels to align by", do="Assign coordinates"))
+    if not {"time", LEAD} & {*theirs.dims, *theirs.coords} or (
+        not dims and starts is None and "time" not in theirs.dims
+    ):
+        return _without(theirs, ("time", LEAD)), everywhere  # the same at all times
     if starts is None:
         raise DatasetError(explain("The forecast has no start", expected="a coordinate 'time'", do="Assign it"))
+    if "time" not in theirs.dims and LEAD not in theirs.dims:
+        theirs = theirs.expand_dims("time")
     if LEAD in theirs.dims:
         return _by_start_and_lead(ours, theirs, dims, notes)
     if LEAD in theirs.coords:  # analyses in forecast clothes, all at one lead
-        valid = pd.DatetimeIndex(theirs["time"].values) + pd.Timedelta(theirs[LEAD].values[()])
-        theirs = theirs.drop_vars(LEAD).assign_coords(time=valid)
+        (lead,) = np.atleast_1d(_labels(theirs, LEAD))
+        theirs = theirs.drop_vars(LEAD).assign_coords(time=_times(theirs["time"]).values + lead)
     times = _times(theirs["time"])
     if not times.is_unique:
         raise DatasetError(explain("A time of the truth appears twice", got=str(times[times.duplicated()][0])))
@@ -420,11 +421,12 @@ def _times(coord: xr.DataArray) -> pd.DatetimeIndex:
     return index.as_unit("ns")
 
 
-def _labels(obj: xr.Dataset, dim: str) -> np.ndarray | None:
+def _labels(obj: xr.Dataset, dim: str) -> Any:
+    """Times or leads as an array of nanoseconds; None where there are none."""
     if dim not in obj.coords:
         return None
     if dim == "time":
-        return _times(obj.coords[dim]).values
+        return np.asarray(_times(obj.coords[dim]).values)
     return np.atleast_1d(obj.coords[dim].values).astype("timedelta64[ns]")
 
 
@@ -468,7 +470,7 @@ def _taken(ours: xr.Dataset, theirs: xr.Dataset, index: np.ndarray, dims: list[s
     """The truth at each valid time; lazy where the forecast is, for it may be far larger than the truth."""
     if ours.chunks and not theirs.chunks:
         theirs = theirs.chunk({"time": 1})
-    theirs = _without(theirs, [n for n in theirs.coords if n != "time" and "time" in theirs[n].dims])
+    theirs = _without(theirs, [str(n) for n in theirs.coords if n != "time" and "time" in theirs[n].dims])
     places = np.maximum(index, 0).reshape(found.shape)
     if not dims:
         picked = theirs.isel(time=int(places))
@@ -483,9 +485,10 @@ def _taken(ours: xr.Dataset, theirs: xr.Dataset, index: np.ndarray, dims: list[s
 
 def _same_dims(ours: xr.Dataset, theirs: xr.Dataset) -> None:
     for name, field in theirs.data_vars.items():
-        wanted: list[Hashable] = [dim for dim in ours[name].dims if dim != "number"]
-        if lacking := [d for d in wanted if d not in field.dims and d not in ("time", LEAD)]:
+        wanted = [str(dim) for dim in ours[name].dims if dim != "number"]
+        lacking = [str(d) for d in wanted if d not in field.dims and d not in ("time", LEAD)]
+        if lacking:
             raise DatasetError(explain(f"The truth of {name!r} has no dimension {listed(lacking)}"))
-        if extra := [d for d in field.dims if d not in wanted]:
+        if extra := [str(d) for d in field.dims if d not in wanted]:
             do = "Select one place along it"
             raise DatasetError(explain(f"The truth of {name!r} has further dimension {listed(extra)}", do=do))

@@ -11,7 +11,7 @@ import xarray as xr
 from ..errors import ArgumentError, DatasetError, explain
 from .ensemble import statistics_of
 from .layout import LEAD, Aligned, align, canonical_dims, same_places
-from .statistics import Options, Score, average
+from .statistics import Options, Score, average, stacked
 
 XarrayObject: TypeAlias = xr.Dataset | xr.DataArray
 Dims: TypeAlias = str | Iterable[Hashable] | None
@@ -91,7 +91,7 @@ def rmse(
     truth : Dataset or DataArray, dims (time, level, latitude, longitude)
         Analyses, found by valid time; or laid out as the forecast.
     dim : str, iterable of hashable, ... or None
-        Dimensions to average over; by default time and space. ``...`` stands for all but members.
+        Dimensions to average over; by default all but lead and level, that is time and space. ``...``: those too.
     of : {"mean", "members"}
         "members" keeps ``number``.
     fair : bool
@@ -276,7 +276,7 @@ def threshold_weighted_crps(
     if tail not in ("upper", "lower"):
         raise ArgumentError(explain(f"tail={tail!r} is not known", expected="'upper' or 'lower'"))
     aligned = align(forecast, truth)
-    _needs_two(aligned, fair)
+    needs_two(aligned, fair)
     limit = np.maximum if tail == "upper" else np.minimum
     limits = thresholds(threshold, aligned)
     cut = {
@@ -284,7 +284,7 @@ def threshold_weighted_crps(
         "truth": xr.Dataset({n: limit(f, limits[n]).assign_attrs(f.attrs) for n, f in aligned.truth.items()}),
     }
     plain = SCORES["crps" if fair else "biased_crps"]
-    side = {"threshold": _told(threshold), "tail": tail}
+    side = {"threshold": told(threshold), "tail": tail}
     name = f"threshold-weighted {plain.long_name}"
     score = Score("threshold_weighted_crps", name, plain.statistics, plain.combine, attrs={**plain.attrs, **side})
     changed = Aligned(cut["forecast"], cut["truth"], aligned.found, aligned.names, aligned.single, aligned.is_array)
@@ -318,22 +318,24 @@ def crps_skill(
     Dataset or DataArray [1]
     """
     ours, theirs = _common(align(forecast, truth), align(baseline, truth))
-    _needs_two(ours, fair)
-    _needs_two(theirs, fair and "number" in theirs.forecast.dims)
+    needs_two(ours, fair)
+    needs_two(theirs, fair and "number" in theirs.forecast.dims)
     terms, plain = ("crps_error", "crps_spread"), _crps_of(fair)
     both = {}
     reference = pointwise(theirs, terms)
     for name, values in pointwise(ours, terms).data_vars.items():
         other = reference[name].transpose(*values.dims)
-        both[name] = xr.concat([values, other.assign_coords(statistic=["base_error", "base_spread"])], "statistic")
+        named = {s: values.sel(statistic=s) for s in terms}
+        named |= {f"base_{s}": other.sel(statistic=s) for s in terms}
+        both[name] = stacked({key: term.drop_vars("statistic") for key, term in named.items()})
     base_members = theirs.members
 
     def combine(s: Any, members: int) -> Any:
-        base = {"crps_error": s["base_error"], "crps_spread": s["base_spread"]}
+        base = {term: s[f"base_{term}"] for term in terms}
         return 1 - _ratio(plain(s, members), plain(base, base_members))
 
     about = {"fair": str(fair).lower(), "baseline_members": base_members}
-    score = Score("crps_skill", "CRPS skill", (*terms, "base_error", "base_spread"), combine, "1", about)
+    score = Score("crps_skill", "CRPS skill", (*terms, *(f"base_{t}" for t in terms)), combine, "1", about)
     return ours.give_back(average(xr.Dataset(both), score, ours, dim, options))
 
 
@@ -373,7 +375,7 @@ def acc(
     normal = _climatology_of(climatology, forecast, aligned)
     mean = aligned.forecast
     if of == "mean" and "number" in mean.dims:
-        mean = mean.mean("number")
+        mean = mean.mean("number", dtype=np.float64, skipna=False)
     _check_of(of, aligned)
     terms = {}
     for name in aligned.forecast.data_vars:
@@ -381,7 +383,7 @@ def acc(
         products = {"xy": x * y, "xx": x * x, "yy": (y * y).broadcast_like(x), "x": x, "y": y.broadcast_like(x)}
         if not centred:
             products = {key: products[key] for key in ("xy", "xx", "yy")}
-        terms[name] = xr.concat(list(products.values()), "statistic").assign_coords(statistic=list(products))
+        terms[name] = stacked(products)
 
     def combine(s: Any, members: int) -> Any:
         x, y = (s["x"], s["y"]) if centred else (0.0, 0.0)
@@ -440,7 +442,7 @@ def _score(name: str, forecast: XarrayObject, truth: XarrayObject, dim: Dims, of
     _check_of(of, aligned)
     score = SCORES[name]
     fair = name == "crps" and "number" in aligned.forecast.dims
-    _needs_two(aligned, fair or "variance" in score.statistics)
+    needs_two(aligned, fair or "variance" in score.statistics)
     result = average(pointwise(aligned, score.statistics, of), score, aligned, dim, options)
     if "number" in aligned.forecast.dims and name in ("rmse", "bias", "mae"):
         for values in result.data_vars.values():
@@ -455,7 +457,8 @@ def _check_of(of: str, aligned: Aligned) -> None:
         raise DatasetError(explain("This forecast has no members", got=str(tuple(aligned.forecast.dims))))
 
 
-def _needs_two(aligned: Aligned, needed: bool) -> None:
+def needs_two(aligned: Aligned, needed: bool) -> None:
+    """Raise where a score is asked of an ensemble and there is none."""
     if needed and aligned.members < 2:
         raise DatasetError(
             explain(
@@ -486,9 +489,10 @@ def thresholds(threshold: Any, aligned: Aligned) -> dict[Hashable, Any]:
     return found
 
 
-def _told(threshold: Any) -> str:
+def told(threshold: Any) -> str:
+    """A threshold in words, for attributes."""
     if isinstance(threshold, dict):
-        return ", ".join(f"{name}: {_told(value)}" for name, value in threshold.items())
+        return ", ".join(f"{name}: {told(value)}" for name, value in threshold.items())
     return "given field" if isinstance(threshold, xr.DataArray | xr.Dataset) else f"{threshold:g}"
 
 

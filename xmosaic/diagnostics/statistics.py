@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
 from ..variables import listed
-from .layout import LEAD, Aligned, space_dims, weights_for
+from .layout import LEAD, Aligned, weights_for
 
 NanPolicy = Literal["propagate", "raise", "omit"]
 # Numbers of one resampled block that are in memory at a time.
@@ -66,7 +66,7 @@ def average(
     aligned : Aligned
         Where the statistics come from.
     dim : str, iterable of hashable, ... or None
-        Dimensions to average over, in the caller's names; None: time and space; ...: all.
+        Dimensions to average over, in the caller's names; None: all but lead and level; ...: all.
     options : Options
 
     Returns
@@ -74,7 +74,7 @@ def average(
     Dataset
         In canonical dimensions; with ``confidence`` a further dimension bound (estimate, lower, upper).
     """
-    _check_options(options)
+    check_options(options)
     dims = reduced_dims(aligned, dim)
     kept = [d for d in dims if d != "time"] if options.get("confidence") is not None else dims
     sums = weighted_sums(pointwise, aligned, kept, options)
@@ -82,14 +82,21 @@ def average(
         result = resampled(sums, score, aligned.members, dims, options)
     else:
         result = finished(sums, score, aligned.members)
-    return _described(result, score, aligned, dims, options)
+    return described(result, score, aligned, dims, options)
+
+
+def stacked(terms: Mapping[str, xr.DataArray], dim: str = "statistic") -> xr.DataArray:
+    """Terms of equal dimensions along a last new one."""
+    names = xr.DataArray(list(terms), dims=dim, name=dim)
+    joined = xr.concat(list(terms.values()), names, coords="minimal", compat="override", join="exact")
+    return joined.transpose(..., dim)
 
 
 def reduced_dims(aligned: Aligned, dim: Any) -> list[str]:
     """The canonical dimensions that an argument ``dim`` means."""
     there = [str(d) for d in aligned.forecast.dims if d != "number"]
     if dim is None:
-        return [d for d in there if d in ("time", *space_dims(aligned.forecast))]
+        return [d for d in there if d not in (LEAD, "level")]
     if dim is ...:
         return there
     ours = {theirs: new for new, theirs in aligned.names.items()}
@@ -134,7 +141,9 @@ def weighted_sums(pointwise: xr.Dataset, aligned: Aligned, dims: Iterable[str], 
         weight = _dot(valid.astype(np.float64), weights, over)
         weight = weight * np.prod([values.sizes[d] for d in over if d not in (*valid.dims, *_dims(weights))])
         weight = weight.broadcast_like(total.isel(statistic=0, drop=True)).expand_dims(statistic=["weight"], axis=-1)
-        sums[name] = xr.concat([total, weight.transpose(*total.dims)], "statistic", join="outer")
+        sums[name] = xr.concat(
+            [total, weight.transpose(*total.dims)], "statistic", coords="minimal", compat="override", join="outer"
+        )
     return xr.Dataset(sums)
 
 
@@ -284,7 +293,8 @@ def _interval(
 # ---------------------------------------------------------------------------------------------- description
 
 
-def _check_options(options: Options) -> None:
+def check_options(options: Options) -> None:
+    """Raise for options that aren't there or can't be used."""
     if unknown := sorted(set(options) - set(Options.__annotations__)):
         raise ArgumentError(explain(f"There is no option {unknown[0]!r}", expected=listed(Options.__annotations__, 9)))
     policy = options.get("nan_policy", "propagate")
@@ -300,7 +310,7 @@ def _check_options(options: Options) -> None:
             raise ArgumentError(explain(f"{name}={value!r} can't be used", expected="an integer of at least 1"))
 
 
-def _described(result: xr.Dataset, score: Score, aligned: Aligned, dims: list[str], options: Options) -> xr.Dataset:
+def described(result: xr.Dataset, score: Score, aligned: Aligned, dims: list[str], options: Options) -> xr.Dataset:
     """Attributes that say what was done, and how many starts went into each lead."""
     for name, values in result.data_vars.items():
         source = aligned.forecast[name].attrs
