@@ -32,7 +32,7 @@ from .variables import (
     with_levels,
 )
 
-Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray, xr.Dataset | xr.DataArray)
 
 
 # -------- what is found in a dataset --------
