@@ -27,9 +27,13 @@ ORDER = [
     *("grid", "overlap", "healpix"),
     *("kernels", "model", "checkpoint"),
     *("state", "data", "store", "forecast"),
-    *("plot", "accessor", "cli", "__init__", "__main__"),
+    *("diagnostics", "tracks", "plot", "evaluation", "report"),
+    *("accessor", "cli", "__init__", "__main__"),
 ]
-EAGER = ("MosaicError", "DatasetError", "ArgumentError", "CheckpointError", "StoreError", "set_options")
+EAGER = (
+    *("MosaicError", "DatasetError", "ArgumentError", "CheckpointError", "StoreError", "AlignmentWarning"),
+    "set_options",
+)
 
 
 # ------------------------------------------------------------------------------------------------ order of imports
@@ -112,6 +116,22 @@ def test_import_is_light_and_quiet():
     assert printed == ""
 
 
+def test_diagnostics_need_no_torch():
+    """A forecast of anyone's is scored, transformed and tracked where torch isn't even installed."""
+    hide = "sys.modules['torch'] = None"
+    run = (
+        "ds = xmosaic.open_sample()\n"
+        "fc = ds.isel(time=[0]).expand_dims(number=[1, 2], prediction_timedelta=[xr.DataArray(0).values * ds.time.dt.round('D').diff('time').values[0]])\n"
+        "fc = fc + fc.number\n"
+        "print(float(fc.mosaic.crps(ds)['2m_temperature'].squeeze()), fc.mosaic.spectra().sizes['total_wavenumber'])\n"
+        "print(xmosaic.benchmark(fc, ds, progress=False).sizes['score'], fc.mosaic.tracks(progress=False).sizes['number'])"
+    )
+    seen, printed = _fresh(hide, run)
+    assert printed.split()[1:] == ["32", "6", "2"]
+    assert float(printed.split()[0]) == pytest.approx(1.0)  # errors 1 and 2, one apart
+    assert "torch" not in {m.split(".")[0] for m in seen["modules"] if m != "torch"}
+
+
 def test_import_and_forecast_without_triton():
     """Triton hidden, as where there are no wheels of it."""
     hide = "sys.modules['triton'] = None"
@@ -137,7 +157,7 @@ def test_import_takes_under_three_seconds():
 # ------------------------------------------------------------------------------------------------- public names
 
 
-@pytest.mark.parametrize("name", [*xmosaic._HOME_OF, *EAGER])
+@pytest.mark.parametrize("name", [*xmosaic._HOME_OF, *EAGER, *xmosaic._ROOMS])
 def test_public_name_resolves_and_is_documented(name):
     value = getattr(xmosaic, name)
     assert inspect.getdoc(value)
@@ -152,7 +172,7 @@ def test_type_checkers_see_the_same_names():
         if isinstance(node, ast.ImportFrom) and node.level == 1
         for alias in node.names
     }
-    assert declared - {"accessor"} == {*xmosaic._HOME_OF, *EAGER}
+    assert declared - {"accessor"} == {*xmosaic._HOME_OF, *EAGER, *xmosaic._ROOMS}
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -10,6 +10,7 @@
 from typing import TYPE_CHECKING, Any
 
 from . import accessor as accessor  # registers .mosaic
+from .errors import AlignmentWarning as AlignmentWarning
 from .errors import ArgumentError as ArgumentError
 from .errors import CheckpointError as CheckpointError
 from .errors import DatasetError as DatasetError
@@ -18,12 +19,16 @@ from .errors import StoreError as StoreError
 from .options import set_options as set_options
 
 if TYPE_CHECKING:
+    from . import diagnostics as diagnostics
+    from . import plot as plot
+    from . import tracks as tracks
     from .checkpoint import LicenseNotice as LicenseNotice
     from .checkpoint import Model as Model
     from .checkpoint import convert_published as convert_published
     from .checkpoint import load_model as load_model
     from .data import open_sample as open_sample
     from .dialects import to_dialect as to_dialect
+    from .evaluation import benchmark as benchmark
     from .forecast import check as check
     from .forecast import forecast as forecast
     from .forecast import rollout as rollout
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from .model import Mosaic as Mosaic
     from .model import MosaicConfig as MosaicConfig
     from .model import StageConfig as StageConfig
+    from .report import to_markdown as to_markdown
+    from .report import write_report as write_report
     from .store import written as written
     from .variables import Channel as Channel
     from .variables import Schema as Schema
@@ -44,26 +51,31 @@ __version__ = "0.1.0"
 _HOMES = {
     "checkpoint": ("LicenseNotice", "Model", "convert_published", "load_model"),
     "data": ("open_sample",),
+    "evaluation": ("benchmark",),
     "forecast": ("check", "forecast", "rollout"),
     "grid": ("LatLonGrid",),
     "healpix": ("to_healpix", "to_latlon"),
     "model": ("Mosaic", "MosaicConfig", "StageConfig"),
+    "report": ("to_markdown", "write_report"),
     "store": ("written",),
     "dialects": ("to_dialect",),
     "variables": ("Channel", "Schema", "published_schema"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("diagnostics", "plot", "tracks")  # public modules of their own
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'xmosaic' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'xmosaic' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *_HOME_OF, *_ROOMS})

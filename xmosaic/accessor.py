@@ -55,9 +55,135 @@ class _Regridding:
         return to_dialect(self._obj, dialect)
 
 
+class _Diagnostics:
+    """Scores and spectra, which Dataset and DataArray share."""
+
+    _obj: Any
+
+    def rmse(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Root mean square error; see `xmosaic.diagnostics.rmse`."""
+        from . import diagnostics
+
+        return diagnostics.rmse(self._obj, truth, dim, **options)
+
+    def bias(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Mean error; see `xmosaic.diagnostics.bias`."""
+        from . import diagnostics
+
+        return diagnostics.bias(self._obj, truth, dim, **options)
+
+    def mae(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Mean absolute error; see `xmosaic.diagnostics.mae`."""
+        from . import diagnostics
+
+        return diagnostics.mae(self._obj, truth, dim, **options)
+
+    def crps(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Continuous ranked probability score, fair by default; see `xmosaic.diagnostics.crps`."""
+        from . import diagnostics
+
+        return diagnostics.crps(self._obj, truth, dim, **options)
+
+    def spread(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Ensemble spread; see `xmosaic.diagnostics.spread`."""
+        from . import diagnostics
+
+        return diagnostics.spread(self._obj, truth, dim, **options)
+
+    def spread_skill(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Spread/skill ratio with the (M + 1)/M factor; see `xmosaic.diagnostics.spread_skill`."""
+        from . import diagnostics
+
+        return diagnostics.spread_skill(self._obj, truth, dim, **options)
+
+    def rank_histogram(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Rank of the truth among the members; see `xmosaic.diagnostics.rank_histogram`."""
+        from . import diagnostics
+
+        return diagnostics.rank_histogram(self._obj, truth, dim, **options)
+
+    def energy_score(self, truth: Any, dim: Any = None, **options: Any) -> Any:
+        """Energy score of whole fields; see `xmosaic.diagnostics.energy_score`."""
+        from . import diagnostics
+
+        return diagnostics.energy_score(self._obj, truth, dim, **options)
+
+    def acc(self, truth: Any, climatology: Any, dim: Any = None, **options: Any) -> Any:
+        """Anomaly correlation; see `xmosaic.diagnostics.acc`."""
+        from . import diagnostics
+
+        return diagnostics.acc(self._obj, truth, climatology, dim, **options)
+
+    def crps_skill(self, truth: Any, baseline: Any, dim: Any = None, **options: Any) -> Any:
+        """CRPS skill against a baseline; see `xmosaic.diagnostics.crps_skill`."""
+        from . import diagnostics
+
+        return diagnostics.crps_skill(self._obj, truth, baseline, dim, **options)
+
+    def threshold_weighted_crps(self, truth: Any, threshold: Any, dim: Any = None, **options: Any) -> Any:
+        """CRPS beyond a threshold; see `xmosaic.diagnostics.threshold_weighted_crps`."""
+        from . import diagnostics
+
+        return diagnostics.threshold_weighted_crps(self._obj, truth, threshold, dim, **options)
+
+    def brier(self, truth: Any, threshold: Any, dim: Any = None, **options: Any) -> Any:
+        """Brier score of an event; see `xmosaic.diagnostics.brier`."""
+        from . import diagnostics
+
+        return diagnostics.brier(self._obj, truth, threshold, dim, **options)
+
+    def reliability(self, truth: Any, threshold: Any, dim: Any = None, **options: Any) -> Any:
+        """Reliability diagram of an event; see `xmosaic.diagnostics.reliability`."""
+        from . import diagnostics
+
+        return diagnostics.reliability(self._obj, truth, threshold, dim, **options)
+
+    def spectra(self, **options: Any) -> Any:
+        """Power per total or zonal wavenumber; see `xmosaic.diagnostics.spectra`."""
+        from . import diagnostics
+
+        return diagnostics.spectra(self._obj, **options)
+
+    def spectral_ratio(self, truth: Any, **options: Any) -> Any:
+        """Power over the truth's, per wavenumber; see `xmosaic.diagnostics.spectral_ratio`."""
+        from . import diagnostics
+
+        return diagnostics.spectral_ratio(self._obj, truth, **options)
+
+    def spectral_error(self, truth: Any, **options: Any) -> Any:
+        """Log power error, RMSE by band, effective resolution, coherence; see `xmosaic.diagnostics.spectral_error`."""
+        from . import diagnostics
+
+        return diagnostics.spectral_error(self._obj, truth, **options)
+
+    def spectral_log_error(self, truth: Any, **options: Any) -> Any:
+        """Integrated log power error; see `xmosaic.diagnostics.spectral_log_error`."""
+        from . import diagnostics
+
+        return diagnostics.spectral_log_error(self._obj, truth, **options)
+
+    def band_rmse(self, truth: Any, **options: Any) -> Any:
+        """Root mean square error by band of wavenumbers; see `xmosaic.diagnostics.band_rmse`."""
+        from . import diagnostics
+
+        return diagnostics.band_rmse(self._obj, truth, **options)
+
+    def effective_resolution(self, truth: Any, **options: Any) -> Any:
+        """Wavelength from which on the power is off; see `xmosaic.diagnostics.effective_resolution`."""
+        from . import diagnostics
+
+        return diagnostics.effective_resolution(self._obj, truth, **options)
+
+    def coherence(self, truth: Any, **options: Any) -> Any:
+        """Squared coherence with the truth, per wavenumber; see `xmosaic.diagnostics.coherence`."""
+        from . import diagnostics
+
+        return diagnostics.coherence(self._obj, truth, **options)
+
+
 @xr.register_dataset_accessor("mosaic")
-class DatasetAccessor(_Regridding):
-    """Forecasts, checks and regridding of a Dataset."""
+class DatasetAccessor(_Regridding, _Diagnostics):
+    """Forecasts of a Dataset, and diagnostics of a forecast."""
 
     def __init__(self, obj: xr.Dataset) -> None:
         self._obj = obj
@@ -105,6 +231,42 @@ class DatasetAccessor(_Regridding):
 
         return check(self._obj, model, time)
 
+    def mass_drift(self, start: Any = None, **options: Any) -> xr.Dataset:
+        """Change of area-mean pressure since the start; see `xmosaic.diagnostics.mass_drift`."""
+        from . import diagnostics
+
+        return diagnostics.mass_drift(self._obj, start, **options)
+
+    def conservation(self, start: Any = None) -> xr.Dataset:
+        """Mass, water and energy with their drift; see `xmosaic.diagnostics.conservation`."""
+        from . import diagnostics
+
+        return diagnostics.conservation(self._obj, start)
+
+    def geostrophic_balance(self, **options: Any) -> xr.Dataset:
+        """Share of the wind that isn't geostrophic; see `xmosaic.diagnostics.geostrophic_balance`."""
+        from . import diagnostics
+
+        return diagnostics.geostrophic_balance(self._obj, **options)
+
+    def hydrostatic_residual(self) -> xr.Dataset:
+        """Thickness of layers against their temperature; see `xmosaic.diagnostics.hydrostatic_residual`."""
+        from . import diagnostics
+
+        return diagnostics.hydrostatic_residual(self._obj)
+
+    def tracks(self, **options: Any) -> xr.Dataset:
+        """Cyclone tracks of every member; see `xmosaic.tracks.tracks`."""
+        from .tracks import tracks
+
+        return tracks(self._obj, **options)
+
+    def track_error(self, best_track: xr.Dataset) -> xr.Dataset:
+        """Errors of these tracks against a best track; see `xmosaic.tracks.track_error`."""
+        from .tracks import track_error
+
+        return track_error(self._obj, best_track)
+
     @property
     def plot(self) -> _Plots:
         """Pictures of a forecast."""
@@ -122,8 +284,8 @@ class DatasetAccessor(_Regridding):
 
 
 @xr.register_dataarray_accessor("mosaic")
-class DataArrayAccessor(_Regridding):
-    """Regridding of a DataArray."""
+class DataArrayAccessor(_Regridding, _Diagnostics):
+    """Regridding and diagnostics of a DataArray."""
 
     def __init__(self, obj: xr.DataArray) -> None:
         self._obj = obj

@@ -1,4 +1,4 @@
-"""Command line: ``xmosaic forecast | check | convert | demo``."""
+"""Command line: ``xmosaic forecast | check | evaluate | convert | demo``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import xarray as xr
 
 from . import __version__
-from .errors import DatasetError, MosaicError, StoreError, explain
+from .errors import ArgumentError, DatasetError, MosaicError, StoreError, explain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +63,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("input", help="Zarr store or netCDF file")
     _add_model_and_time(command)
     command.set_defaults(run=_check)
+
+    command = commands.add_parser(
+        "evaluate", help="score forecasts against analyses: tables and a report"
+    )
+    command.add_argument("forecasts", nargs="+", help="Zarr stores or netCDF files, as PATH or NAME=PATH")
+    command.add_argument("--truth", required=True, help="Zarr store or netCDF file with the analyses")
+    command.add_argument("--out", default="evaluation", help="folder for scores.nc, scores.md and report.html")
+    command.add_argument("--variables", nargs="+", help="variables to score; all by default")
+    command.add_argument("--scores", nargs="+", help="such as rmse crps spread_skill; the usual ones by default")
+    command.add_argument("--persistence", action="store_true", help="score persistence of the truth too")
+    command.add_argument("--climatology", metavar="HISTORY", help="score the climatology of these analyses too")
+    command.add_argument("--confidence", type=float, default=0.95, help="of the intervals over starts; 0.95 by default")
+    command.add_argument("--no-spectra", action="store_true", help="leave the spectra out")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("convert", help="make one self-describing file of the published ones")
     command.add_argument("source", help="folder with the published files, one of its .pt files, or era5 or hres")
@@ -137,6 +152,56 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from .diagnostics.baselines import climatology, persistence
+    from .diagnostics.sums import USUAL
+    from .evaluation import benchmark
+    from .report import to_markdown, write_report
+
+    truth = _open(options.truth)
+    forecasts = {}
+    for given in options.forecasts:
+        name, _, path = given.rpartition("=")
+        name = name or Path(path).stem
+        if name in forecasts:
+            raise ArgumentError(explain(f"Two forecasts are called {name!r}", do="Give names, such as ours=fc.zarr"))
+        forecast = _open(path)
+        forecasts[name] = forecast[options.variables] if options.variables else forecast
+    first = next(iter(forecasts.values()))
+    if options.persistence:
+        forecasts["persistence"] = persistence(truth, like=first)
+    if options.climatology:
+        forecasts["climatology"] = climatology(_open(options.climatology), like=first)
+    folder = _folder(options.out)
+    result = benchmark(
+        forecasts,
+        truth,
+        options.scores or USUAL,
+        spectra=not options.no_spectra,
+        confidence=options.confidence,
+        progress=not options.quiet,
+    )
+    try:
+        result.to_netcdf(folder / "scores.nc")
+        (folder / "scores.md").write_text(to_markdown(result), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(explain(f"The scores can't be written to {folder}", got=str(error))) from error
+    write_report(result, folder / "report.html")
+    print(to_markdown(result))
+    print(f"written to {folder}: scores.nc, scores.md, report.html")
+    return 0
+
+
+def _folder(path: str) -> Path:
+    """A folder to write to, made if need be."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(explain(f"The folder {folder} can't be made", got=str(error))) from error
+    return folder
+
+
 def _convert(options: argparse.Namespace) -> int:
     from .checkpoint import convert_published, load_model
 
@@ -153,11 +218,7 @@ def _demo(options: argparse.Namespace) -> int:
     from .plot import stamps
 
     began = time.perf_counter()
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(explain(f"The folder {folder} can't be made", got=str(error))) from error
+    folder = _folder(options.out)
     store, picture = folder / "forecast.zarr", folder / "forecast.png"
     model = load_model("bundled")
     if model.untrained:

@@ -496,7 +496,7 @@ def told(threshold: Any) -> str:
     return "given field" if isinstance(threshold, xr.DataArray | xr.Dataset) else f"{threshold:g}"
 
 
-def _climatology_of(climatology: XarrayObject, forecast: XarrayObject, aligned: Aligned) -> xr.Dataset:
+def _climatology_of(climatology: Any, forecast: XarrayObject, aligned: Aligned) -> xr.Dataset:
     """A climatology on the forecast's starts, leads and points."""
     if "dayofyear" in climatology.dims:
         from .baselines import climatology as at_valid_times
