@@ -101,10 +101,12 @@ def benchmark(
         result = _scored(one, mine, wanted, chosen)
         if mass and _has_pressure(one.forecast):
             result = result.merge(_drift(one, truth, chosen), compat="override", join="outer")
-        counts = {"members": one.members if "number" in named_dims(one) else 0, "samples": _samples(one)}
-        results.append(result.drop_vars("samples", errors="ignore").assign_coords(counts))
+        results.append(result.drop_vars("samples", errors="ignore").assign_coords(samples=_samples(one)))
     names = xr.DataArray(list(aligned), dims="forecast", name="forecast")
     joined = xr.concat(results, names, data_vars="all", coords="different", compat="equals", join="outer")
+    sizes = [one.members if "number" in one.forecast.dims else 0 for one in aligned.values()]
+    about = {"long_name": "members, 0 for a single forecast", "units": "1"}
+    joined = joined.assign_coords(members=("forecast", sizes, about))
     return _labelled(joined, aligned, wanted, chosen)
 
 
@@ -122,11 +124,6 @@ def _named(forecasts: Any) -> dict[str, xr.Dataset | xr.DataArray]:
         return {str(name): obj for name, obj in forecasts.items()}
     got = type(forecasts).__name__
     raise ArgumentError(explain("There is nothing to score", got=got, expected="a Dataset, or a dict of Datasets"))
-
-
-def named_dims(one: Aligned) -> set[str]:
-    """Canonical dimensions of a forecast."""
-    return {str(d) for d in one.forecast.dims}
 
 
 def _with_dims(one: Aligned) -> Aligned:

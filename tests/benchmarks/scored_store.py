@@ -2,8 +2,8 @@
 
 python tests/benchmarks/scored_store.py [FOLDER]
 
-Makes the store once (random fields; 9.2 GB on disk), then runs each way of scoring it in a process of its own and prints its
-peak of resident memory, workers included.
+Makes the store once (random fields; 9.2 GB on disk), then runs each way of scoring it in a process of its own and
+prints its peak of resident memory, workers included.
 """
 
 from __future__ import annotations

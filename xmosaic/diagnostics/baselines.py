@@ -633,23 +633,21 @@ def _contract_lazily(weights: np.ndarray, field: xr.DataArray) -> Any:
     data = field.chunk({"time": "auto"}).data
     days = da.from_array(weights, chunks=(_SLOTS_AT_ONCE, data.chunks[0]))
     rest = tuple(range(2, data.ndim + 1))
-    # one partial sum per chunk of time, then their sum
-    parts = da.blockwise(
-        _contract_one,
-        (1, 0, *rest),
-        days,
-        (0, 1),
-        data,
-        (1, *rest),
-        adjust_chunks={1: 1},
-        dtype=np.float64,
-        meta=np.empty((0,) * (data.ndim + 1)),
-    )
-    return parts.sum(axis=0)
-
-
-def _contract_one(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return _contract(weights, values)[None]
+    total: Any = 0.0
+    # one after the other: a tree of sums would hold many partial ones, each as large as the result
+    for k in range(data.numblocks[0]):
+        total = total + da.blockwise(
+            _contract,
+            (0, *rest),
+            days.blocks[:, k],
+            (0, 1),
+            data.blocks[k],
+            (1, *rest),
+            concatenate=True,
+            dtype=np.float64,
+            meta=np.empty((0,) * data.ndim),
+        )
+    return total
 
 
 def _at(normal: xr.Dataset | xr.DataArray, valid: np.ndarray, dims: Sequence[Hashable] = ("time", LEAD)) -> xr.Dataset:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
 from .ensemble import ranks_of, share_beyond
-from .layout import Aligned, align, space_dims, weights_for
+from .layout import Aligned, align, in_one_chunk, space_dims, weights_for
 from .scores import Dims, XarrayObject, needs_two, thresholds, told
 from .statistics import Options, Score, average, check_options, described, reduced_dims, stacked
 
@@ -229,8 +229,8 @@ def _distances(
         weights = weights.expand_dims({d: values.sizes[d] for d in further}) / scale
     return xr.apply_ufunc(
         _distances_of,
-        values if "number" in values.dims else values.expand_dims("number"),
-        truth,
+        in_one_chunk(values if "number" in values.dims else values.expand_dims("number"), ["number", *inner]),
+        in_one_chunk(truth, inner),
         weights.transpose(*inner).drop_vars(list(weights.coords)),
         input_core_dims=[["number", *inner], inner, inner],
         output_core_dims=[["statistic"]],
@@ -278,7 +278,7 @@ def _with_members(
         values = values.expand_dims("number")
     return xr.apply_ufunc(
         function,
-        values,
+        in_one_chunk(values, ["number"]),
         field.transpose(*(d for d in values.dims if d != "number")),
         input_core_dims=[["number"], []],
         output_core_dims=[[new] if new else []],

@@ -483,9 +483,8 @@ class _LatLonBalance:
         size = field.shape[-1]
         waves = np.fft.rfft(field, axis=-1)
         number = np.arange(waves.shape[-1])
+        # the shortest wave has no slope at its own points: irfft drops its imaginary part
         around = 1j * number * waves
-        if size % 2 == 0:
-            around[:, -1] = 0  # the shortest wave has no slope at its own points
         north = self._northward(waves, np.where(number % 2, -1.0, 1.0))
         return np.fft.irfft(north, size, axis=-1), np.fft.irfft(around, size, axis=-1)
 

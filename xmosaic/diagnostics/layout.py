@@ -96,6 +96,16 @@ def caller_names(obj: Labelled, names: dict[str, Hashable]) -> Labelled:
     return obj.rename({new: old for new, old in names.items() if new in obj.dims or new in obj.coords})
 
 
+def in_one_chunk(obj: Labelled, dims: Iterable[str]) -> Labelled:
+    """The same with these dimensions in one chunk, where it is on dask.
+
+    `apply_ufunc` would do it too, but cut the other dimensions so that chunks stay as small as they were: a task for
+    each piece of each member.
+    """
+    split = [d for d in dims if d in obj.dims and obj.chunksizes.get(d, ()) and len(obj.chunksizes[d]) > 1]
+    return obj.chunk(dict.fromkeys(split, -1)) if split else obj
+
+
 def space_dims(obj: xr.Dataset | xr.DataArray) -> tuple[str, ...]:
     """Those of latitude, longitude and cell that an object in canonical dimensions has."""
     return tuple(dim for dim in ("latitude", "longitude", "cell") if dim in obj.dims)

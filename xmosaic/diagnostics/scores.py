@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
 from .ensemble import statistics_of
-from .layout import LEAD, Aligned, align, canonical_dims, same_places
+from .layout import LEAD, Aligned, align, canonical_dims, in_one_chunk, same_places
 from .statistics import Options, Score, average, stacked
 
 XarrayObject: TypeAlias = xr.Dataset | xr.DataArray
@@ -425,7 +425,7 @@ def pointwise(aligned: Aligned, names: Iterable[str], of: Of = "mean") -> xr.Dat
             truth = truth.expand_dims({d: values.sizes[d] for d in missing})
         fields[name] = xr.apply_ufunc(
             statistics_of,
-            values,
+            in_one_chunk(values, ["_member"]),
             truth.transpose(*(d for d in values.dims if d != "_member")),
             input_core_dims=[["_member"], []],
             output_core_dims=[["statistic"]],
