@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class _Plots:
     """Pictures of a forecast: ``fc.mosaic.plot.stamps()``."""
 
-    def __init__(self, obj: xr.Dataset) -> None:
+    def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
         self._obj = obj
 
     def stamps(self, variable: str | None = None, **options: Any) -> Figure:
@@ -27,6 +27,54 @@ class _Plots:
         from . import plot
 
         return plot.stamps(self._obj, variable, **options)
+
+    def spread(self, truth: Any = None, variable: str | None = None, **options: Any) -> Figure:
+        """Ensemble spread on a map, and against lead beside the error; see `xmosaic.plot.spread`."""
+        from . import plot
+
+        return plot.spread(self._obj, truth, variable, **options)
+
+    def spectra(self, truth: Any = None, variable: str | None = None, **options: Any) -> Figure:
+        """Power per wavenumber of members, mean and truth; see `xmosaic.plot.spectra`."""
+        from . import plot
+
+        return plot.spectra(self._obj, truth, variable, **options)
+
+    def ratio(self, truth: Any, variable: str | None = None, **options: Any) -> Figure:
+        """Power of the members over the truth's; see `xmosaic.plot.ratio`."""
+        from . import plot
+
+        return plot.ratio(self._obj, truth, variable, **options)
+
+    def rank_histogram(self, truth: Any, variable: str | None = None, **options: Any) -> Figure:
+        """Rank of the truth among the members; see `xmosaic.plot.rank_histogram`."""
+        from . import plot
+
+        return plot.rank_histogram(self._obj, truth, variable, **options)
+
+    def reliability(self, truth: Any, threshold: Any, variable: str | None = None, **options: Any) -> Figure:
+        """Reliability diagram of an event; see `xmosaic.plot.reliability`."""
+        from . import plot
+
+        return plot.reliability(self._obj, truth, threshold, variable, **options)
+
+    def skill(self, truth: Any, variable: str | None = None, **options: Any) -> Figure:
+        """A score against lead; see `xmosaic.plot.skill`."""
+        from . import plot
+
+        return plot.skill(self._obj, truth, variable, **options)
+
+    def tracks(self, best_track: Any = None, **options: Any) -> Figure:
+        """Cyclone tracks of the members; see `xmosaic.plot.tracks`."""
+        from . import plot
+
+        return plot.tracks(self._obj, best_track, **options)
+
+    def mass(self, start: Any = None, **options: Any) -> Figure:
+        """Drift of area-mean pressure; see `xmosaic.plot.mass`."""
+        from . import plot
+
+        return plot.mass(self._obj, start, **options)
 
 
 class _Regridding:
@@ -56,9 +104,14 @@ class _Regridding:
 
 
 class _Diagnostics:
-    """Scores and spectra, which Dataset and DataArray share."""
+    """Scores, spectra and pictures, which Dataset and DataArray share."""
 
     _obj: Any
+
+    @property
+    def plot(self) -> _Plots:
+        """Pictures of a forecast."""
+        return _Plots(self._obj)
 
     def rmse(self, truth: Any, dim: Any = None, **options: Any) -> Any:
         """Root mean square error; see `xmosaic.diagnostics.rmse`."""
@@ -267,11 +320,6 @@ class DatasetAccessor(_Regridding, _Diagnostics):
 
         return track_error(self._obj, best_track)
 
-    @property
-    def plot(self) -> _Plots:
-        """Pictures of a forecast."""
-        return _Plots(self._obj)
-
     def __repr__(self) -> str:
         from .forecast import Overview
 
@@ -292,4 +340,6 @@ class DataArrayAccessor(_Regridding, _Diagnostics):
 
     def __repr__(self) -> str:
         name = self._obj.name or "unnamed"
-        return f"<xmosaic: DataArray {name!r}, dims {tuple(self._obj.dims)}; to_healpix, to_latlon, to_dialect>"
+        return (
+            f"<xmosaic: DataArray {name!r}, dims {tuple(self._obj.dims)}; scores, spectra, plot, to_healpix, to_latlon>"
+        )
