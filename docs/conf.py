@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import shutil
 from pathlib import Path
 
 import xmosaic
@@ -32,6 +33,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # with tables
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -52,7 +54,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"*": []}  # pages at the top have nothing below them
+html_sidebars = {"*": [], "notebooks/*": []}  # they have nothing below them
 html_show_sourcelink = False
 
 
@@ -89,4 +91,14 @@ def _method(name: str, member: object) -> list[str]:
     return [f".. py:method:: {name}{shown}", "", f"   {inspect.getdoc(member)}", ""]
 
 
+def copy_notebooks() -> None:
+    """The notebooks of examples/, for Sphinx reads no file outside its folder; links to pages are put right."""
+    folder = Path(__file__).parent / "notebooks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for notebook in (Path(__file__).parents[1] / "examples").glob("*.ipynb"):
+        (folder / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
+
+
 write_accessor_page()
+copy_notebooks()

@@ -1,5 +1,6 @@
 """README, changelog and documentation say what the package does."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from xmosaic.cli import _parser
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xmosaic"
 README = (ROOT / "README.md").read_text()
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
 def _blocks(language: str) -> list[str]:
@@ -146,5 +148,22 @@ def test_every_page_is_reached():
     pages = {
         page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md") if "_build" not in page.parts
     }
+    pages |= {f"notebooks/{notebook.stem}" for notebook in NOTEBOOKS}  # copied by conf.py
     assert pages - entries == {"index"}
     assert entries - pages <= {"api/generated/accessor"}  # written by conf.py
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)
+def test_notebooks_are_kept_without_outputs(notebook):
+    """What a notebook shows is made at every build of the documentation; cells have ids, as nbformat 4.5 wants."""
+    content = json.loads(notebook.read_text())
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    ids = [cell["id"] for cell in content["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert (content["nbformat"], content["nbformat_minor"]) >= (4, 5)
+
+
+def test_there_is_a_notebook():
+    assert "verify_a_forecast" in {notebook.stem for notebook in NOTEBOOKS}

@@ -160,18 +160,16 @@ def _mass_table(result: xr.Dataset, leads: list[np.timedelta64]) -> Table:
     for variable, units in (("mass_drift", "hPa"), ("mass_drift_percent", "%")):
         for name in result["forecast"].values:
             values = result[variable].sel(forecast=name)
-            lines.append([units, str(name), *(_cell(values.sel({LEAD: t}), signed=True) for t in leads)])
+            lines.append([units, str(name), *(_cell(values.sel({LEAD: t}), "+.4f") for t in leads)])
     return "Drift of area-mean pressure since the start", ["units", "forecast", *map(_lead_text, leads)], lines
 
 
-def _cell(values: xr.DataArray, signed: bool = False) -> str:
+def _cell(values: xr.DataArray, number: str = "#.4g") -> str:
     middle, low, high = (float(values.sel(bound=b)) for b in ("estimate", "lower", "upper"))
     if not np.isfinite(middle):
         return "–"
-    shown = f"{middle:{'+' if signed else ''}#.4g}".rstrip(".")
-    if not np.isfinite(low):
-        return shown
-    return f"{shown} ({low:{'+' if signed else ''}#.4g} … {high:{'+' if signed else ''}#.4g})"
+    shown = f"{middle:{number}}".rstrip(".")
+    return f"{shown} ({low:{number}} … {high:{number}})" if np.isfinite(low) else shown
 
 
 def _about(result: xr.Dataset) -> list[tuple[str, str]]:
@@ -256,6 +254,9 @@ def _figures(result: xr.Dataset) -> list[tuple[str, Any]]:
 
 
 def _png(figure: Any) -> str:
+    import matplotlib.pyplot as plt
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

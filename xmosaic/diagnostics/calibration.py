@@ -226,7 +226,7 @@ def _distances(
     else:
         further = [d for d in inner if d not in weights.dims]
         scale = float(np.prod([values.sizes[d] for d in further] or [1]))
-        weights = weights.expand_dims({d: values.sizes[d] for d in further}) / scale
+        weights = weights.expand_dims({d: values.sizes[d] for d in further}) / (scale * weights.sum())
     return xr.apply_ufunc(
         _distances_of,
         in_one_chunk(values if "number" in values.dims else values.expand_dims("number"), ["number", *inner]),

@@ -287,7 +287,7 @@ def geostrophic_balance(
 ) -> xr.Dataset:
     """How far the wind is from the geostrophic one, f k × u_g = −∇Φ, away from the equator.
 
-    The ratio is √(Σ w |u − u_g|² / Σ w |u|²) over the points poleward of the limit, w the exact cell area.
+    The ratio is ``√(Σ w |u − u_g|² / Σ w |u|²)`` over the points poleward of the limit, w the exact cell area.
 
     Parameters
     ----------

@@ -126,7 +126,7 @@ def require_dims(obj: xr.Dataset | xr.DataArray, dims: Iterable[str], what: str)
 
 
 def weights_for(obj: xr.Dataset | xr.DataArray, weights: Any = "area") -> xr.DataArray | None:
-    """Weights of the points of an object in canonical dimensions; they sum to one.
+    """Weights of the points of an object in canonical dimensions.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def weights_for(obj: xr.Dataset | xr.DataArray, weights: Any = "area") -> xr.Dat
     Returns
     -------
     DataArray or None
-        None: every point counts the same.
+        Areas sum to one; one's own stay as they are, so that sums of parts may be added. None: all points alike.
     """
     if weights is None:
         return None
@@ -157,7 +157,7 @@ def weights_for(obj: xr.Dataset | xr.DataArray, weights: Any = "area") -> xr.Dat
     if not (np.isfinite(own).all() and (own >= 0).all() and own.sum() > 0):
         raise ArgumentError(explain("weights are negative, NaN or all zero", expected="numbers from 0 up"))
     own = same_places(own, obj, "The weights")
-    return (own / own.sum()).drop_attrs()
+    return own.drop_attrs()
 
 
 def _zonal(obj: xr.Dataset | xr.DataArray) -> xr.DataArray:

@@ -142,7 +142,7 @@ def mae(
     of: Literal["mean", "median", "members"] = "mean",
     **options: Unpack[Options],
 ) -> Any:
-    """Mean absolute error ⟨|x − y|⟩ of the ensemble's mean or median, or of every member.
+    """Mean absolute error ``⟨|x − y|⟩`` of the ensemble's mean or median, or of every member.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def crps(
 ) -> Any:
     """Continuous ranked probability score of an ensemble.
 
-    ⟨|xᵢ − y|⟩ − ½⟨|xᵢ − xⱼ|⟩, the second mean over pairs of different members if fair: its expectation then does not
+    ``⟨|xᵢ − y|⟩ − ½⟨|xᵢ − xⱼ|⟩``, the second mean over different members if fair: its expectation then does not
     depend on M (Ferro 2014). Biased (``fair=False``), the pairs of a member with itself count too, as in the score of
     the empirical distribution. Cost: one sort of the members per point, M log M.
 

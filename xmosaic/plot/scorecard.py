@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .style import DASHES, OKABE_ITO, units_text
+from .style import DASHES, OKABE_ITO, styled, units_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ Field = tuple[str, int | None]
 LEAD = "prediction_timedelta"
 
 
+@styled
 def score_panels(result: xr.Dataset, fields: Sequence[Field], scores: Sequence[str] | None = None) -> Figure:
     """Scores against lead, a row per field and a column per score, intervals shaded.
 
@@ -55,6 +56,7 @@ def score_panels(result: xr.Dataset, fields: Sequence[Field], scores: Sequence[s
     return figure
 
 
+@styled
 def ratio_panels(result: xr.Dataset, fields: Sequence[Field], leads: Sequence[Any]) -> Figure:
     """Power of the members over the truth's against wavenumber, a row per field and a column per lead.
 
@@ -87,6 +89,7 @@ def ratio_panels(result: xr.Dataset, fields: Sequence[Field], leads: Sequence[An
     return figure
 
 
+@styled
 def mass_panel(result: xr.Dataset) -> Figure:
     """Drift of area-mean pressure against lead, its interval shaded, the extremes as thin lines.
 
@@ -112,9 +115,9 @@ def mass_panel(result: xr.Dataset) -> Figure:
 
 
 def _panels(rows: int, columns: int, width: float = 3.2, **shared: Any) -> tuple[Figure, np.ndarray]:
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
-    figure = Figure(figsize=(width * columns, 2.1 * rows + 0.5), layout="constrained")
+    figure = plt.figure(figsize=(width * columns, 2.1 * rows + 0.5), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, **shared)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", bound="Figure")
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 OKABE_ITO = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -80,9 +80,14 @@ def styled(picture: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(picture)
     def draw(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib as mpl
+        import matplotlib.pyplot as plt
 
+        plt.get_backend()  # chosen before rc_context, which would put back the state from before the choice
         with mpl.rc_context(_LETTERS):
-            return picture(*args, **kwargs)
+            figure = picture(*args, **kwargs)
+        if "inline" in plt.get_backend():
+            plt.close(figure)  # a notebook shows what a cell returns, and once more what is left open
+        return figure
 
     return draw
 
