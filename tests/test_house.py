@@ -27,7 +27,7 @@ ORDER = [
     *("grid", "overlap", "healpix"),
     *("kernels", "model", "checkpoint"),
     *("state", "data", "store", "forecast"),
-    *("diagnostics", "tracks", "plot", "evaluation", "report"),
+    *("diagnostics", "tracks", "plot", "evaluation", "report", "training"),
     *("accessor", "cli", "__init__", "__main__"),
 ]
 EAGER = (

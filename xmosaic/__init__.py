@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from .report import to_markdown as to_markdown
     from .report import write_report as write_report
     from .store import written as written
+    from .training import Stage as Stage
+    from .training import TrainConfig as TrainConfig
+    from .training import plot_history as plot_history
+    from .training import read_history as read_history
+    from .training import recipes as recipes
+    from .training import train as train
     from .variables import Channel as Channel
     from .variables import Schema as Schema
     from .variables import published_schema as published_schema
@@ -58,18 +64,20 @@ _HOMES = {
     "model": ("Mosaic", "MosaicConfig", "StageConfig"),
     "report": ("to_markdown", "write_report"),
     "store": ("written",),
+    "training": ("Stage", "TrainConfig", "plot_history", "read_history", "train"),
     "dialects": ("to_dialect",),
     "variables": ("Channel", "Schema", "published_schema"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("diagnostics", "plot", "tracks")  # public modules of their own
+# Public modules, and where they are.
+_ROOMS = {"diagnostics": "diagnostics", "plot": "plot", "tracks": "tracks", "recipes": "training.recipes"}
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name in _ROOMS:
-        return import_module(f".{name}", __name__)
+        return import_module(f".{_ROOMS[name]}", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'xmosaic' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)

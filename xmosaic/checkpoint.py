@@ -74,6 +74,8 @@ class Model:
         ``name``, ``title``, ``license``, ``data``, ``training``, ``untrained``, ``versions``, ``files`` …
     sha256 : str
         Digest of the file the model was read from; of the contents for a model that has no file yet.
+    history : Dataset, optional
+        Of its training, for a model that `xmosaic.train` has just returned. Not saved.
     """
 
     network: Mosaic
@@ -84,6 +86,7 @@ class Model:
     static: np.ndarray | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    history: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # dimensions are named by the caller's Dataset, never by the model

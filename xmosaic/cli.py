@@ -1,17 +1,25 @@
-"""Command line: ``xmosaic forecast | check | evaluate | convert | demo``."""
+"""Command line: ``xmosaic forecast | check | evaluate | train | convert | demo``."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
+import inspect
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from . import __version__
 from .errors import ArgumentError, DatasetError, MosaicError, StoreError, explain
+
+if TYPE_CHECKING:
+    from .training import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_and_time(command)
     command.set_defaults(run=_check)
 
-    command = commands.add_parser(
-        "evaluate", help="score forecasts against analyses: tables and a report"
-    )
+    command = commands.add_parser("evaluate", help="score forecasts against analyses: tables and a report")
     command.add_argument("forecasts", nargs="+", help="Zarr stores or netCDF files, as PATH or NAME=PATH")
     command.add_argument("--truth", required=True, help="Zarr store or netCDF file with the analyses")
     command.add_argument("--out", default="evaluation", help="folder for scores.nc, scores.md and report.html")
@@ -78,6 +84,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-spectra", action="store_true", help="leave the spectra out")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("train", help="train a model on analyses; torchrun … -m xmosaic train for many GPUs")
+    command.add_argument("data", nargs="+", help="Zarr stores or netCDF files with analyses, put together in time")
+    command.add_argument("--recipe", choices=("small", "paper_era5", "paper_hres"), default="small")
+    command.add_argument("--out", required=True, help="folder for checkpoints, history and model.safetensors")
+    command.add_argument("--train", nargs=2, metavar=("FIRST", "LAST"), help="training period; needed by small")
+    command.add_argument("--validation", nargs=2, metavar=("FIRST", "LAST"), help="validation period; needed by small")
+    command.add_argument("--test", nargs=2, metavar=("FIRST", "LAST"), help="period that is never read")
+    command.add_argument(
+        "--variables", nargs="+", help="variables to predict, with all their levels; all known by default"
+    )
+    command.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as size=4 updates=2000 seed=1"
+    )
+    command.add_argument("--init", help="model to begin with: bundled, era5, hres or a path")
+    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    command.add_argument("--device", help="such as cpu or cuda:0")
+    command.add_argument("--workers", type=int, default=4, help="threads that read ahead; 4 by default")
+    command.add_argument("--tensorboard", action="store_true", help="write losses for TensorBoard too")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_train)
 
     command = commands.add_parser("convert", help="make one self-describing file of the published ones")
     command.add_argument("source", help="folder with the published files, one of its .pt files, or era5 or hres")
@@ -190,6 +217,70 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(to_markdown(result))
     print(f"written to {folder}: scores.nc, scores.md, report.html")
     return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .training import train
+
+    data = [_open(path) for path in options.data]
+    model = train(
+        data,
+        _recipe(options, data[0]),
+        out=options.out,
+        resume=options.resume,
+        init=options.init,
+        device=options.device,
+        workers=options.workers,
+        progress=not options.quiet,
+        tensorboard=options.tensorboard,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(model)
+        print(f"written to {Path(options.out) / 'model.safetensors'}")
+    return 0
+
+
+def _recipe(options: argparse.Namespace, ds: xr.Dataset) -> TrainConfig:
+    from .dialects import known_variables
+    from .training import recipes
+
+    settings: dict[str, object] = {}
+    for given in options.set:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise ArgumentError(explain(f"--set {given!r} can't be read", expected="NAME=VALUE, such as updates=2000"))
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    periods: dict[str, object] = {
+        n: tuple(p) for n in ("train", "validation", "test") if (p := getattr(options, n)) is not None
+    }
+    if options.recipe == "small" and (missing := [n for n in ("train", "validation") if n not in periods]):
+        raise ArgumentError(
+            explain(f"--{missing[0]} is needed", do=f"Pass --{missing[0]} FIRST LAST, such as 2018 2018")
+        )
+    if options.variables:
+        known = known_variables(ds)
+        if unknown := [v for v in options.variables if v not in known]:
+            raise ArgumentError(explain(f"Variable {unknown[0]!r} isn't in the data", expected=", ".join(known)))
+        settings["variables"] = {v: known[v] for v in options.variables}
+    return _made(getattr(recipes, options.recipe), settings, periods)
+
+
+def _made(recipe: Any, settings: dict[str, object], periods: dict[str, object]) -> TrainConfig:
+    """A recipe's configuration, with the fields changed that aren't arguments of its own."""
+    from .training import TrainConfig
+
+    parameters = inspect.signature(recipe).parameters
+    own = {n: v for n, v in settings.items() if n in parameters}
+    rest = {n: v for n, v in settings.items() if n not in own}
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    if unknown := [n for n in rest if n not in fields]:
+        expected = ", ".join(sorted({*fields, *parameters} - {"changes"}))
+        raise ArgumentError(explain(f"--set {unknown[0]}=… names nothing", expected=expected))
+    config: TrainConfig = dataclasses.replace(recipe(**periods, **own), **rest)
+    return config
 
 
 def _folder(path: str) -> Path:

@@ -29,6 +29,7 @@ from .variables import (
     find_variable,
     levels_text,
     listed,
+    published_schema,
     with_levels,
 )
 
@@ -818,6 +819,53 @@ COORDINATE_ATTRS = {
     "longitude": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
     "cell": {"standard_name": "healpix_index", "units": "1"},
 }
+
+
+def known_variables(ds: xr.Dataset) -> dict[str, list[int] | None]:
+    """The state variables of a dataset that are known, with their pressure levels.
+
+    Parameters
+    ----------
+    ds : Dataset
+        In any dialect.
+
+    Returns
+    -------
+    dict of str to list of int or None
+        Levels [hPa] ascending; None for variables without. In the order of the catalogue.
+    """
+    levels = [level for level in sorted(_levels_of(ds)) if 0 < level <= 1100]
+    static = {channel.variable for channel in published_schema().static}
+    channels = [
+        Channel.known(row.name, level)
+        for row in ROWS
+        if row.name not in static and not row.categorical
+        for level in (levels if row.vertical else [None])
+    ]
+    found: dict[str, list[int] | None] = {}
+    for source in recognise(ds, Schema(tuple(channels))).sources.values():
+        channel = source.channel
+        if channel.level is None:
+            found[channel.variable] = None
+        else:
+            found[channel.variable] = [*(found.get(channel.variable) or []), channel.level]
+    order = [row.name for row in ROWS if row.name in found]
+    return {name: found[name] for name in order}
+
+
+def _levels_of(ds: xr.Dataset) -> set[int]:
+    """Pressure levels [hPa] on the dataset's coordinates and in the names of its variables."""
+    found: set[int] = set()
+    for name, coord in ds.coords.items():
+        if axis_kind(name, coord.variable) == "level" and coord.dtype.kind in "iuf":
+            factor, offset = conversion(str(coord.attrs.get("units") or "hPa"), "hPa") or (1.0, 0.0)
+            found |= {round(float(v) * factor + offset) for v in np.ravel(_values(coord.variable))}
+    for variable in map(str, ds.data_vars):
+        known = find_variable(variable)
+        match = re.fullmatch(r"[a-zA-Z]\w*?_?(\d{1,4})", variable)
+        if match and (known is None or known.vertical):  # u10 is the wind at 10 m
+            found.add(int(match[1]))
+    return found
 
 
 def _checked(ds: xr.Dataset, schema: Schema, recognition: Recognition | None) -> Recognition:

@@ -104,16 +104,31 @@ def member_noise(seed: int, start: pd.Timestamp, members: Sequence[int], step: i
     Salmon et al. 2011, doi:10.1145/2063384.2063405
     """
     seconds = (start - pd.Timestamp(0)) // pd.Timedelta(seconds=1) % 2**64
+    return np.stack([keyed_normals(seed, _NOISE_STREAM, (step, member, seconds), size) for member in members])
+
+
+def keyed_normals(seed: int, stream: int, key: tuple[int, int, int], size: int) -> np.ndarray:
+    """Standard normal draws of a seed, a stream and three numbers, whatever else is drawn.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2⁶⁴ − 1.
+    stream : int
+        Tells apart what the draws are for.
+    key : (int, int, int)
+    size : int
+
+    Returns
+    -------
+    float32 array, (size,)
+    """
     half = math.ceil(size / 2)
-    rows = np.empty((len(members), 2 * half), np.float32)
-    for row, member in zip(rows, members, strict=True):
-        counter = np.array([0, step, member, seconds], np.uint64)
-        key = np.array([seed, _NOISE_STREAM], np.uint64)
-        raw = np.random.Philox(key=key, counter=counter).random_raw(2 * half)
-        uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        radius, angle = np.sqrt(-2 * np.log(uniform[:half])), 2 * np.pi * uniform[half:]
-        row[:] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    return rows[:, :size]
+    counter = np.array([0, *key], np.uint64)
+    raw = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter).random_raw(2 * half)
+    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log(uniform[:half])), 2 * np.pi * uniform[half:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).astype(np.float32)[:size]
 
 
 def clock_fractions(time: pd.Timestamp) -> tuple[float, float]:

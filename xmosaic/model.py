@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from . import healpix
 from .errors import ArgumentError, explain
@@ -306,6 +307,13 @@ class Mosaic(nn.Module):
     neighbors : (array, array), optional
         Source points of the interpolation to the mesh, (cell, k), and from it, (longitude · latitude, k). Weights that
         were trained with certain tables need these; by default they are searched for.
+
+    Attributes
+    ----------
+    impl : str, optional
+        Implementation of the attention operations; None chooses.
+    recompute : bool
+        Whether the blocks' activations are computed again on the way back instead of being kept.
     """
 
     def __init__(
@@ -320,6 +328,7 @@ class Mosaic(nn.Module):
         self.config = config
         self.grid_shape = (len(longitude), len(latitude))
         self.impl: str | None = None
+        self.recompute = False
         first, last = config.stages[0], config.bottleneck
         grid, mesh = _grid_lonlat(longitude, latitude), _mesh_lonlat(first.nside)
         to_mesh, to_grid = neighbors if neighbors is not None else find_neighbors(config, longitude, latitude)
@@ -377,12 +386,12 @@ class Mosaic(nn.Module):
         x = self.interp_to_hp(x)
         skips = []
         for stage, down in zip(self.encoder_stages, self.downsample_layers, strict=True):
-            x = stage(x, z, self.impl)
+            x = stage(x, z, self.impl, self.recompute)
             skips.append(x)
             x = down(x)
-        x = self.bottleneck(x, z, self.impl)
+        x = self.bottleneck(x, z, self.impl, self.recompute)
         for stage, up in zip(self.decoder_stages, self.upsample_layers, strict=True):
-            x = stage(up(x, skips.pop()), z, self.impl)
+            x = stage(up(x, skips.pop()), z, self.impl, self.recompute)
         x = self.postprocess(self.interp_to_ll(self.norm(x)))
         x = x.to(history.dtype).view(batch, member, *self.grid_shape, self.config.num_variables)
         return x + history[:, :, -1, ..., : self.config.num_variables] if self.config.residual else x
@@ -498,9 +507,14 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, stage) for _ in range(depth))
 
-    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, recompute: bool = False
+    ) -> torch.Tensor:
         for block in self.blocks:
-            x = block(x, z, impl)
+            if recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, z, impl, use_reentrant=False)
+            else:
+                x = block(x, z, impl)
         return x
 
 

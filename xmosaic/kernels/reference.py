@@ -75,15 +75,16 @@ def neighbor_attention(
     gathered = key_projection.index_select(1, neighbors.flatten()).view(batch, targets, k, heads, 3)
     logits = torch.einsum("tkc,btkhc->bthk", direction.to(gathered.dtype), gathered)
     weights = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).mul(scale).softmax(-1)
-    # A weighted sum of table rows is exactly what embedding_bag does, without materialising the gathered values.
-    first = torch.arange(batch, device=value.device).view(batch, 1, 1, 1) * (sources * heads)
-    rows = (
-        first + neighbors.view(1, targets, 1, k) * heads + torch.arange(heads, device=value.device).view(1, 1, heads, 1)
-    )
-    out = F.embedding_bag(
-        rows.reshape(-1, k),
-        value.reshape(-1, d),
-        mode="sum",
-        per_sample_weights=weights.reshape(-1, k).to(value.dtype),
-    )
-    return out.view(batch, targets, heads, d)
+    # A weighted sum of table rows is exactly what embedding_bag does, without materialising the gathered values. On
+    # CUDA its way back to the weights doesn't exist in bfloat16, and counts in 32 bits what it has gathered.
+    table = value.float() if value.dtype == torch.bfloat16 and torch.is_grad_enabled() else value
+    rows = neighbors.view(targets, 1, k) * heads + torch.arange(heads, device=value.device).view(1, heads, 1)
+    first = torch.arange(batch, device=value.device) * (sources * heads)
+    many = max(1, (2**31 - 1) // (targets * heads * k * d))
+    parts = []
+    for part, weight in zip(table.split(many), weights.split(many), strict=True):
+        bags = (first[: len(part), None, None, None] + rows).reshape(-1, k)
+        samples = weight.reshape(-1, k).to(part.dtype)
+        parts.append(F.embedding_bag(bags, part.reshape(-1, d), mode="sum", per_sample_weights=samples))
+    out = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return out.view(batch, targets, heads, d).to(value.dtype)

@@ -1,0 +1,499 @@
+"""Training: its loss and gradients; the same when resumed and over ranks; what it says when something is wrong."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from models import make_dataset, make_model
+
+import xmosaic
+from xmosaic.checkpoint import load_model
+from xmosaic.cli import main
+from xmosaic.errors import ArgumentError, CheckpointError, DatasetError, MosaicError, StoreError
+from xmosaic.model import Mosaic, MosaicConfig, StageConfig
+from xmosaic.training import Stage, TrainConfig, folder, loop, plot_history, read_history, train
+from xmosaic.training.adapt import adapt_weights
+from xmosaic.training.step import RolloutLoss, check_finite, noise_of
+from xmosaic.variables import Schema
+
+NETWORK = MosaicConfig(
+    stages=(StageConfig(4, 16, 4, 2, local_size=64, block_size=16, block_count=4),),
+    bottleneck=StageConfig(2, 24, 2, 1, 48, 8, 2, decoder_depth=0),
+    num_variables=1,
+    num_neighbors=4,
+)
+VARIABLES = {"2m_temperature": None, "geopotential": [500, 850]}
+DS = make_dataset(periods=40, times="2020-01-01")
+BASE = TrainConfig(
+    NETWORK,
+    (Stage(6, batch_size=4), Stage(4, rollout=2, batch_size=2, warmup=1)),
+    train=("2020-01-01", "2020-01-25"),
+    validation=("2020-01-26", "2020-02-09"),
+    variables=VARIABLES,
+    validate_every=4,
+    save_every=3,
+    validation_samples=3,
+    validation_members=3,
+)
+
+
+def _train(config=BASE, ds=DS, **options):
+    return train(ds, config, progress=False, device="cpu", workers=2, **options)
+
+
+def _changed(**fields):
+    return dataclasses.replace(BASE, **fields)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: its folder and what it returned."""
+    out = tmp_path_factory.mktemp("training") / "run"
+    return out, _train(out=out)
+
+
+# ------------------------------------------------------------------------------------------------- what comes out
+
+
+def test_result_is_a_model_that_load_model_reads_and_forecast_takes(run):
+    out, model = run
+    again = load_model(out / "model.safetensors")
+    assert again.sha256 == model.sha256
+    fc = DS.mosaic.forecast("2D", 2, model=again, progress=False)
+    assert set(fc.data_vars) == set(VARIABLES)
+    assert np.isfinite(fc["geopotential"]).all()
+    assert model.provenance["training"]["train"] == list(BASE.train)
+    assert not model.untrained
+
+
+def test_history_is_labelled(run):
+    out, model = run
+    history = model.history
+    xr.testing.assert_identical(history, read_history(out))
+    np.testing.assert_array_equal(history["update"], np.arange(1, 11))
+    np.testing.assert_array_equal(history["stage"], [0] * 6 + [1] * 4)
+    np.testing.assert_array_equal(history["validation_update"], [4, 6, 8, 10])
+    assert history["channel"].values.tolist() == ["2m_temperature", "geopotential_500", "geopotential_850"]
+    assert np.isfinite(history["loss"]).all()
+    assert history["learning_rate"][0] == 0.02
+    assert {v.attrs["units"] for v in history.data_vars.values()} == {"1", "s"}
+    assert model.provenance["validation_crps"] == history["validation_crps"].min()
+
+
+def test_statistics_are_those_of_the_training_period(run):
+    _, model = run
+    field = DS["2m_temperature"].sel(time=slice(*BASE.train)).values.astype(np.float64)
+    assert model.mean[0] == pytest.approx(field.mean(), rel=1e-9)
+    assert model.std[0] == pytest.approx(field.std(), rel=1e-7)
+
+
+def test_all_known_variables_by_default():
+    model = _train(_changed(variables=None, stages=(Stage(1, batch_size=2),)))
+    assert [c.name for c in model.schema.state] == [
+        *("2m_temperature", "mean_sea_level_pressure"),
+        *("geopotential_500", "geopotential_850", "u_component_of_wind_850"),
+    ]
+
+
+def test_picture_of_the_history(run):
+    out, model = run
+    figure = plot_history(model)
+    lines = figure.axes[0].lines
+    np.testing.assert_array_equal(lines[0].get_ydata(), model.history["loss"])
+    assert len(plot_history(out).axes) == 4
+    with pytest.raises(DatasetError, match="no history"):
+        plot_history(load_model(out / "model.safetensors"))
+
+
+def test_command_line(tmp_path, capsys):
+    DS.to_netcdf(tmp_path / "data.nc")
+    options = ["--train", "2020-01-01", "2020-01-25", "--validation", "2020-01-26", "2020-02-09", "--quiet"]
+    sizes = ["--set", "size=0.02", "nside=4", "updates=2", "neighbors=4", "validation_samples=2"]
+    command = ["train", str(tmp_path / "data.nc"), "--out", str(tmp_path / "run"), *options, *sizes, "--device", "cpu"]
+    assert main([*command, "--variables", "geopotential"]) == 0
+    assert load_model(tmp_path / "run" / "model.safetensors").schema.levels == (500, 850)
+    capsys.readouterr()
+    for arguments, text in (
+        (command, "--resume"),
+        ([*command[:2], "--out", "x", "--quiet"], "--train is needed"),
+        ([*command, "--variables", "q"], "'q' isn't in the data"),
+        ([*command[:-2], "speed=3", "--device", "cpu"], "speed"),
+    ):
+        assert main(arguments) == 1, arguments
+        assert text in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ loss and gradient
+
+
+def _loss_module(kind="crps", dtype=torch.float64, **config):
+    network = make_model(**config).network.to(dtype).requires_grad_(True)
+    lon, lat = network.grid_shape
+    generator = torch.Generator().manual_seed(1)
+    area = torch.rand(lat, generator=generator, dtype=dtype) + 0.5
+    alpha = torch.rand(network.config.num_variables, generator=generator, dtype=dtype) + 0.5
+    module = RolloutLoss(network, area / area.mean(), alpha / alpha.mean(), kind)
+    channels = network.config.num_channels
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    steps, samples, members = 2, 2, 3
+    arguments = (
+        draw(samples, network.config.num_history, lon, lat, channels),
+        draw(samples, steps, lon, lat, network.config.num_variables),
+        torch.rand(steps, samples, 2, generator=generator, dtype=dtype),
+        None,
+        draw(steps, samples, members, network.config.noise_dim),
+        members,
+    )
+    return module, arguments
+
+
+def test_gradient_of_the_whole_loss_against_finite_differences():
+    """Two steps, three members, along a random direction of each weight, in float64.
+
+    The steps are short: picked blocks change at once, and the loss jumps there.
+    """
+    module, arguments = _loss_module()
+    module(*arguments)[0].backward()
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in module.network.named_parameters():
+        direction = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        slope, ends = (weight.grad * direction).sum().item(), []
+        for sign in (1, -2):
+            with torch.no_grad():
+                weight.add_(direction, alpha=sign * 1e-6)
+                ends.append(module(*arguments)[0].item())
+        with torch.no_grad():
+            weight.add_(direction, alpha=1e-6)
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-9), name
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    grads = []
+    for recompute in (False, True):
+        module, arguments = _loss_module(dtype=torch.float32)
+        module.network.recompute = recompute
+        module(*arguments)[0].backward()
+        grads.append([w.grad.clone() for w in module.network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_gradients_through_the_last_steps_alone():
+    """As if the first state had been given."""
+    module, (history, targets, clock, _, noise, members) = _loss_module()
+    loss, _ = module(history, targets, clock, None, noise, members, 1)
+    loss.backward()
+    grads = [w.grad.clone() for w in module.network.parameters()]
+    module.zero_grad()
+    window = history.unsqueeze(1).expand(-1, members, *history.shape[1:])
+    with torch.no_grad():
+        state = module.network(window, clock[0], noise[0])
+    window = torch.cat([window[:, :, 1:], state.unsqueeze(2)], dim=2)
+    from xmosaic.training.loss import ensemble_loss
+
+    last, _ = ensemble_loss(
+        module.network(window, clock[1], noise[1]), targets[:, 1], module.area, module.alpha, "crps"
+    )
+    last.backward()
+    assert loss.item() == last.item()
+    assert all(torch.equal(a, w.grad) for a, w in zip(grads, module.network.parameters(), strict=True))
+
+
+def test_noise_does_not_depend_on_company():
+    alone = noise_of(5, 1, np.array([17]), range(1, 2), 2, 8)
+    together = noise_of(5, 1, np.array([3, 17]), range(1, 4), 3, 8)
+    assert torch.equal(alone[:, 0, 0], together[:2, 1, 0])
+    assert noise_of(5, 1, np.array([3]), range(1, 3), 1, 0) is None
+
+
+def test_overfits_one_sample():
+    """The mean of the last losses is a small part of the first."""
+    one = _changed(
+        loss="mse", members=1, train=("2020-01-01", "2020-01-03"), stages=(Stage(180, batch_size=1),),
+        validate_every=180, save_every=180, ema=None,
+    )  # fmt: skip
+    losses = _train(one).history["loss"]
+    assert losses[-5:].mean() < 0.05 * losses[0]
+
+
+def test_overfits_with_members():
+    one = _changed(
+        train=("2020-01-01", "2020-01-03"), stages=(Stage(100, batch_size=1),), validate_every=100, save_every=100
+    )
+    losses = _train(one).history["loss"]
+    assert losses[-5:].mean() < 0.3 * losses[0]
+
+
+def test_half_precision_is_near_and_weights_stay_float32():
+    losses = [
+        _train(_changed(precision=p, stages=(Stage(3, batch_size=4),))).history["loss"] for p in ("float32", "bfloat16")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    assert (losses[1] != losses[0]).any()
+
+
+def test_frozen_weights_stay():
+    start = _train(_changed(stages=(Stage(1, batch_size=2),)))
+    model = _train(_changed(frozen=("encoder_stages.*",), stages=(Stage(3, batch_size=2),), ema=None), init=start)
+    for name, weight in model.network.named_parameters():
+        same = torch.equal(weight, dict(start.network.named_parameters())[name])
+        assert same == name.startswith("encoder_stages."), name
+
+
+def test_early_stopping_goes_on_with_the_next_stage():
+    """A rate of practically 0 never gets better."""
+    stages = (Stage(30, batch_size=2, learning_rate=1e-30), Stage(2, batch_size=2, learning_rate=1e-30))
+    history = _train(_changed(stages=stages, validate_every=1, patience=2, ema=None, weight_decay=0.0)).history
+    assert history["stage"].values.tolist() == [0, 0, 0, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------------- never lose work
+
+
+def _losses(history):
+    return history[["loss", "gradient_norm", "validation_crps"]]
+
+
+@pytest.mark.parametrize("broken_at", [1, 3, 5, 8])
+def test_interrupted_is_uninterrupted(run, tmp_path, monkeypatch, broken_at):
+    """Whatever update it breaks at: losses and weights bit for bit."""
+    _, whole = run
+    step, done = loop.Optimiser.step, []
+
+    def breaking(self):
+        done.append(1)
+        if len(done) == broken_at:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(loop.Optimiser, "step", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        _train(out=tmp_path / "run")
+    monkeypatch.undo()
+    model = _train(out=tmp_path / "run", resume=True)
+    xr.testing.assert_identical(_losses(model.history), _losses(whole.history))
+    assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), whole.network.parameters(), strict=True))
+
+
+_SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_training import BASE, _train
+torch.set_num_threads(1)  # as here: sums are split by threads
+_train(out=sys.argv[1], resume=len(sys.argv) > 2)
+"""
+
+
+def test_killed_is_uninterrupted(run, tmp_path):
+    """SIGKILL at some moment; the same command goes on."""
+    _, whole = run
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent)))
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, script, out])
+    deadline = time.monotonic() + 60
+    while not (out / "states.json").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run([sys.executable, script, out, "resume"], check=True, timeout=120)
+    xr.testing.assert_identical(_losses(read_history(out)), _losses(whole.history))
+
+
+def test_resuming_a_finished_run_changes_nothing(run):
+    out, whole = run
+    before = (out / "model.safetensors").read_bytes()
+    again = _train(out=out, resume=True)
+    assert again.sha256 == whole.sha256
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_damaged_state_falls_back_to_the_one_before(run, tmp_path, monkeypatch):
+    _, whole = run
+    monkeypatch.setattr(loop, "_SEED_OF_STAGE", loop._SEED_OF_STAGE)
+    out = tmp_path / "run"
+    _train(out=out)
+    last = json.loads((out / "states.json").read_text())[-1]["file"]
+    (out / last).write_bytes((out / last).read_bytes()[:-7] + b"garbage")
+    with pytest.warns(UserWarning, match=f"{last} can't be used"):
+        model = _train(out=out, resume=True)
+    xr.testing.assert_identical(_losses(model.history), _losses(whole.history))
+
+
+def test_full_disk_stops_and_leaves_the_last_state(tmp_path, monkeypatch):
+    out, replace = tmp_path / "run", os.replace
+
+    def full(source, target):
+        if "state-00000006" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(folder.os, "replace", full)
+    with pytest.raises(StoreError, match="No space left"):
+        _train(out=out)
+    monkeypatch.undo()
+    assert folder.RunFolder(out).load()["update"] == 3
+    assert not list(out.glob(".*"))
+    assert _train(out=out, resume=True).history.sizes["update"] == 10
+
+
+def test_loss_that_is_no_number_names_channel_and_times(tmp_path):
+    wild = _changed(stages=(Stage(8, batch_size=2, learning_rate=1e30),), clip=None, save_every=1)
+    with pytest.raises(MosaicError, match=r"loss of update \d is (nan|inf).*2m_temperature.*2020-01-") as caught:
+        _train(wild, out=tmp_path / "run")
+    assert "resume=True" in str(caught.value)
+    folder.RunFolder(tmp_path / "run").load()
+    schema = Schema.from_variables(VARIABLES)
+    with pytest.raises(MosaicError, match="geopotential_500; samples from 2020-01-01"):
+        check_finite(np.nan, torch.tensor([1.0, torch.nan, 1.0]), schema, pd.DatetimeIndex(["2020-01-01"]), 3)
+
+
+# ---------------------------------------------------------------------------------------------------- many ranks
+
+_RANK = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_training import BASE, DS
+from xmosaic.training import train
+torch.set_num_threads(1)
+model = train(DS, BASE, out=sys.argv[1], device="cpu", progress=False, workers=1)
+"""
+
+
+def test_two_ranks_are_one(run, tmp_path):
+    """The same losses to rounding, and one folder."""
+    _, whole = run
+    script = tmp_path / "script.py"
+    script.write_text(_RANK.format(tests=str(Path(__file__).parent)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "run"],
+            env=os.environ
+            | {
+                "WORLD_SIZE": "2",
+                "RANK": str(r),
+                "LOCAL_RANK": str(r),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    errors = [rank.communicate(timeout=180)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], textwrap.shorten(" ".join(errors), 3000)
+    history = read_history(tmp_path / "run")
+    np.testing.assert_allclose(history["loss"], whole.history["loss"], rtol=1e-4)
+    np.testing.assert_allclose(history["validation_crps"], whole.history["validation_crps"], rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def test_fine_tuning_with_other_channels(run):
+    """Added, left out and reordered: what is known is predicted as before, for new inputs begin with weights 0."""
+    _, start = run
+    wanted = {"geopotential": [500], "mean_sea_level_pressure": None, "2m_temperature": None}
+    schema = Schema.from_variables(wanted)
+    network = Mosaic(
+        dataclasses.replace(start.config, num_variables=3),
+        np.array(start.grid.longitude),
+        np.array(start.grid.latitude),
+    )
+    assert adapt_weights(start, network, schema) == ["mean_sea_level_pressure"]
+    generator = torch.Generator().manual_seed(0)
+    history = torch.randn(1, 1, 2, *network.grid_shape, 3, generator=generator)
+    clock, noise = torch.rand(1, 2), torch.randn(1, 1, 32)
+    # the model's own order: 2 m temperature, geopotential at 500 and at 850 hPa, the last one 0 in both
+    ours = torch.stack([history[..., 2], history[..., 0], torch.zeros_like(history[..., 0])], dim=-1)
+    before, after = start.network(ours, clock, noise), network(history, clock, noise)
+    torch.testing.assert_close(after[..., 2], before[..., 0])
+    torch.testing.assert_close(after[..., 0], before[..., 1])
+
+
+def test_fine_tuning_keeps_statistics_of_known_channels(run):
+    _, start = run
+    config = _changed(
+        variables={"geopotential": [850], "mean_sea_level_pressure": None}, stages=(Stage(1, batch_size=2),)
+    )
+    model = _train(config, ds=DS.assign(geopotential=DS["geopotential"] + 1000), init=start)
+    place = [c.name for c in model.schema.state].index("geopotential_850")
+    assert model.mean[place] == start.mean[2]
+    assert model.std[place] == start.std[2]
+    assert model.provenance["init"].startswith(start.name)
+
+
+def test_weights_that_do_not_fit(run):
+    _, start = run
+    wider = dataclasses.replace(NETWORK, bottleneck=StageConfig(2, 32, 2, 1, 48, 8, 2, decoder_depth=0))
+    with pytest.raises(CheckpointError, match="another shape"):
+        _train(_changed(network=wider), init=start)
+    deeper = dataclasses.replace(NETWORK, bottleneck=StageConfig(2, 24, 2, 1, 48, 8, 2, 2, 0))
+    with pytest.raises(CheckpointError, match="other weights"):
+        _train(_changed(network=deeper), init=start)
+    with pytest.raises(CheckpointError, match="num_history"):
+        _train(_changed(network=dataclasses.replace(NETWORK, num_history=1)), init=start)
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_data_that_can_not_be_trained_on():
+    holed = DS.copy(deep=True)
+    holed["2m_temperature"][3, 2, 2] = np.nan
+    flat = DS.assign({"2m_temperature": DS["2m_temperature"] * 0 + 280})
+    for ds, config, text in (
+        (DS, _changed(train=("2020-01-01", "2020-01-02")), "longer than the data"),
+        (DS, _changed(train=("1990", "1991")), "1990"),
+        (holed, BASE, "2m_temperature.*2020-01-04"),
+        (flat, BASE, "2m_temperature"),
+        (DS.drop_vars("geopotential"), BASE, "geopotential"),
+        (DS.isel(longitude=slice(0, 5)), BASE, "[Ll]ongitude|global"),
+    ):
+        with pytest.raises(DatasetError, match=text):
+            _train(config, ds=ds)
+
+
+def test_arguments_that_can_not_be_used(run, tmp_path):
+    out, _ = run
+    with pytest.raises(ArgumentError, match="TrainConfig"):
+        train(DS, {"updates": 3})
+    with pytest.raises(ArgumentError, match="out="):
+        _train(resume=True)
+    with pytest.raises(StoreError, match="resume=True"):
+        _train(out=out)
+    with pytest.raises(CheckpointError, match="no training run"):
+        _train(out=tmp_path / "empty", resume=True)
+    with pytest.raises(ArgumentError, match="another seed"):
+        _train(_changed(seed=1), out=out, resume=True)
+    with pytest.raises(CheckpointError, match="other statistics"):
+        _train(ds=DS + 1, out=out, resume=True)
+    with pytest.raises(ArgumentError, match="no CUDA GPU"):
+        train(DS, BASE, device="cuda:0" if not torch.cuda.is_available() else "cuda:99", progress=False)
+
+
+def test_public_names():
+    assert xmosaic.train is train
+    assert callable(xmosaic.recipes.small)

@@ -1,0 +1,292 @@
+"""`TrainConfig`: everything that fixes a training run but for the data and the place it is written to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from ..errors import ArgumentError, explain
+from ..model import MosaicConfig
+
+Period = tuple[str, str]
+Loss = Literal["crps", "biased_crps", "mse"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one length of rollout and one course of the learning rate.
+
+    Parameters
+    ----------
+    updates : int
+        Steps of the optimiser.
+    rollout : int
+        Forecast steps per sample; the loss is the mean over them.
+    batch_size : int
+        Samples per update, over all ranks together.
+    learning_rate : float
+        Muon's, at its highest; AdamW's follows by `TrainConfig.adam_rate`.
+    warmup : int
+        Updates of linear rise from 1e-6 times the rate. The cosine to `final_rate` times the rate comes after.
+    final_rate : float
+        Part of the rate that is left at the end; 1 keeps it constant.
+    backprop : int, optional
+        Gradients flow through the last so many steps of the rollout; by default through all.
+    """
+
+    updates: int
+    rollout: int = 1
+    batch_size: int = 16
+    learning_rate: float = 0.02
+    warmup: int = 0
+    final_rate: float = 0.0
+    backprop: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "rollout", "batch_size"):
+            _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _check(
+            _is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0"
+        )
+        good = _is_int(self.warmup) and 0 <= self.warmup < self.updates
+        _check(good, "warmup", self.warmup, f"0 to {self.updates - 1} (less than updates)")
+        _check(_is_number(self.final_rate) and 0 <= self.final_rate <= 1, "final_rate", self.final_rate, "0 to 1")
+        good = self.backprop is None or (_is_int(self.backprop) and 1 <= self.backprop <= self.rollout)
+        _check(good, "backprop", self.backprop, f"1 to {self.rollout} (rollout), or None")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Parameters
+    ----------
+    network : MosaicConfig
+        Size and arithmetic. Its numbers of variables, forcings and static fields are set from `variables`, `forcing`
+        and `static` when training starts.
+    stages : tuple of Stage
+        One after another; each begins with the weights and the optimiser's memory of the one before.
+    train, validation : (str, str)
+        First and last time, both within, such as ``("1979", "2017-12-31")``. A sample lies in one of them with all of
+        its times.
+    test : (str, str), optional
+        Never read; must not overlap the others.
+    variables : mapping of str to list of int or None, optional
+        State variables with their levels [hPa], None for those without; by default all known ones of the Dataset.
+    forcing, static : tuple of str
+        Variables that are given and never predicted.
+    members : int
+        Members per sample in the loss; 1 only for loss "mse".
+    loss : {"crps", "biased_crps", "mse"}
+        Fair CRPS; CRPS of the empirical distribution; squared error, mean over members.
+    channel_weights : {"level", "uniform"} or mapping of str to float
+        α: proportional to pressure on levels, 1 for 2 m temperature, 0.1 for other surface fields; all alike; or by
+        channel or variable, missing ones 1. Scaled to mean 1.
+    area_statistics : bool
+        Mean and standard deviation with cell areas; the published ones are without.
+    adam_rate : float
+        AdamW's learning rate over Muon's.
+    weight_decay : float
+        Of AdamW and Muon, on matrices.
+    momentum : float
+        Muon's.
+    betas : (float, float)
+        AdamW's.
+    clip : float, optional
+        Largest norm of the gradient.
+    ema : float, optional
+        Decay per update of the running mean of the weights, which is what is validated and kept; None: the weights
+        themselves.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the matrix products; weights, sums and optimiser are float32.
+    checkpoint_activations : bool
+        Compute activations again on the way back instead of keeping them.
+    seed : int
+        Of weights, order of samples and noise.
+    validate_every, validation_samples, validation_members : int
+        Updates between validations; how many samples, evenly spread over the period; members of each.
+    patience : int, optional
+        Stop a stage after so many validations without a better CRPS.
+    save_every : int
+        Updates between checkpoints.
+    frozen : tuple of str
+        Patterns (fnmatch) of parameter names that aren't trained.
+    """
+
+    network: MosaicConfig
+    stages: tuple[Stage, ...]
+    train: Period
+    validation: Period
+    test: Period | None = None
+    variables: Mapping[str, Any] | None = None
+    forcing: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    members: int = 2
+    loss: Loss = "crps"
+    channel_weights: Any = "level"
+    area_statistics: bool = False
+    adam_rate: float = 0.03
+    weight_decay: float = 0.01
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = 1.0
+    ema: float | None = 0.999
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_activations: bool = False
+    seed: int = 0
+    validate_every: int = 500
+    validation_samples: int = 32
+    validation_members: int = 8
+    patience: int | None = None
+    save_every: int = 500
+    frozen: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "forcing", "static", "frozen", "betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check(isinstance(self.network, MosaicConfig), "network", type(self.network).__name__, "a MosaicConfig")
+        good = len(self.stages) >= 1 and all(isinstance(s, Stage) for s in self.stages)
+        _check(good, "stages", self.stages, "at least one Stage")
+        _check(self.loss in ("crps", "biased_crps", "mse"), "loss", self.loss, "'crps', 'biased_crps' or 'mse'")
+        least = 1 if self.loss == "mse" else 2
+        _check(_is_int(self.members) and self.members >= least, "members", self.members, f"{least} or more")
+        if least == 2:
+            _check(self.network.noise_dim > 0, "noise_dim", 0, "above 0: members of an ensemble need noise")
+        for name in ("validate_every", "validation_samples", "validation_members", "save_every"):
+            _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name, low, high in (("momentum", 0, 1), ("adam_rate", 0, math.inf), ("weight_decay", 0, math.inf)):
+            value = getattr(self, name)
+            _check(_is_number(value) and low <= value < high, name, value, f"{low} up to below {high}")
+        good = len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)
+        _check(good, "betas", self.betas, "two numbers from 0 to below 1")
+        _check(self.clip is None or (_is_number(self.clip) and self.clip > 0), "clip", self.clip, "above 0, or None")
+        _check(
+            self.ema is None or (_is_number(self.ema) and 0 < self.ema < 1), "ema", self.ema, "between 0 and 1, or None"
+        )
+        _check(self.precision in ("float32", "bfloat16"), "precision", self.precision, "'float32' or 'bfloat16'")
+        _check(_is_int(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed, "0 to 2⁶³ − 1")
+        good = self.patience is None or (_is_int(self.patience) and self.patience >= 1)
+        _check(good, "patience", self.patience, "1 or more, or None")
+        _check_weights(self.channel_weights)
+        _check_periods({"train": self.train, "validation": self.validation, "test": self.test})
+
+    @property
+    def updates(self) -> int:
+        """Updates of all stages together."""
+        return sum(stage.updates for stage in self.stages)
+
+    def stage_at(self, update: int) -> tuple[int, Stage, int]:
+        """Number of the stage that an update (from 0) belongs to, the stage, and the update's place in it.
+
+        Parameters
+        ----------
+        update : int
+
+        Returns
+        -------
+        (int, Stage, int)
+        """
+        first = 0
+        for number, stage in enumerate(self.stages):
+            if update < first + stage.updates:
+                return number, stage, update - first
+            first += stage.updates
+        raise ArgumentError(explain(f"Update {update} is beyond the last stage", expected=f"0 to {self.updates - 1}"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of numbers, strings and lists, ready for JSON."""
+        plain = dataclasses.asdict(self)
+        plain["network"] = self.network.to_dict()
+        plain["stages"] = [dataclasses.asdict(s) for s in self.stages]
+        plain["variables"] = None if self.variables is None else dict(self.variables)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Inverse of `to_dict`; unknown or missing fields raise `ArgumentError`."""
+        given = dict(values)
+        _check_fields(cls, given)
+        given["network"] = MosaicConfig.from_dict(given["network"])
+        for stage in given["stages"]:
+            _check_fields(Stage, stage)
+        given["stages"] = tuple(Stage(**s) for s in given["stages"])
+        for name in ("train", "validation", "test"):
+            if given.get(name) is not None:
+                given[name] = tuple(given[name])
+        return cls(**given)
+
+
+def bounds(period: Period) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """First and last moment of a period; a last day, month or year counts to its end.
+
+    Examples
+    --------
+    >>> [str(t)[:19] for t in bounds(("1979", "2017"))]
+    ['1979-01-01 00:00:00', '2017-12-31 23:59:59']
+    """
+    first, last = (pd.Period(text) if isinstance(text, str) else pd.Period(text, "ns") for text in period)
+    return first.start_time, last.end_time
+
+
+def _check_periods(periods: dict[str, Period | None]) -> None:
+    found: dict[str, tuple[pd.Timestamp, pd.Timestamp]] = {}
+    for name, period in periods.items():
+        if period is None:
+            continue
+        good = isinstance(period, tuple | list) and len(period) == 2
+        _check(good, name, period, "two dates, the first and the last")
+        try:
+            first, last = bounds(period)
+        except (ValueError, TypeError):
+            raise ArgumentError(
+                explain(f"{name} has no two dates", got=str(period), expected="such as '2018'")
+            ) from None
+        _check(first < last, name, period, "the earlier date first")
+        for other, (begin, end) in found.items():
+            if first <= end and begin <= last:
+                raise ArgumentError(
+                    explain(
+                        f"The periods {other} and {name} overlap",
+                        got=f"{periods[other]} and {period}",
+                        expected="periods apart",
+                        do="Shorten one: scores on times that were trained on mean nothing",
+                    )
+                )
+        found[name] = (first, last)
+
+
+def _check_weights(weights: Any) -> None:
+    if isinstance(weights, Mapping):
+        good = all(_is_number(w) and w >= 0 for w in weights.values()) and any(w > 0 for w in weights.values())
+        _check(good, "channel_weights", dict(weights), "numbers from 0 up, one above 0")
+    else:
+        _check(weights in ("level", "uniform"), "channel_weights", weights, "'level', 'uniform' or a mapping")
+
+
+def _check(condition: bool, name: str, got: Any, expected: str) -> None:
+    if not condition:
+        raise ArgumentError(explain(f"{name} can't be used in training", got=repr(got), expected=expected))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    required = [
+        n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if unknown := sorted(set(values) - set(fields)):
+        raise ArgumentError(explain(f"{cls.__name__} has no field {unknown[0]!r}", expected=", ".join(fields)))
+    if missing := [n for n in required if n not in values]:
+        raise ArgumentError(explain(f"{cls.__name__} lacks {', '.join(missing)}", expected=", ".join(fields)))

@@ -1,0 +1,133 @@
+"""The history of a training run as a labelled Dataset, and its picture."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import DatasetError, explain
+from ..variables import Schema
+from .folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ABOUT = {
+    "loss": ("loss of the batch", "1"),
+    "learning_rate": ("learning rate", "1"),
+    "gradient_norm": ("norm of the gradient before clipping", "1"),
+    "seconds": ("time of the update", "s"),
+    "waited": ("part of it spent waiting for data", "s"),
+    "samples": ("samples of the update", "1"),
+    "stage": ("stage of the training", "1"),
+    "validation_crps": ("fair CRPS on the validation period, α-weighted, normalised units", "1"),
+    "validation_crps_by_channel": ("fair CRPS on the validation period, normalised units", "1"),
+    "spread_skill": ("spread/skill ratio on the validation period", "1"),
+    "power_ratio": ("power of members over the truth's, upper half of the zonal wavenumbers", "1"),
+    "loss_by_channel": ("loss of the batch, without α", "1"),
+}
+
+
+def history_of(lines: list[dict[str, Any]], schema: Schema) -> xr.Dataset:
+    """A history from its lines.
+
+    Parameters
+    ----------
+    lines : list of dict
+    schema : Schema
+
+    Returns
+    -------
+    Dataset, dims (update), (validation) and channel
+        Coordinate ``validation_update`` along validation.
+    """
+    updates = [line for line in lines if line["kind"] == "update"]
+    checks = [line for line in lines if line["kind"] == "validation"]
+    channels = [c.name for c in schema.state]
+    names = ("stage", "loss", "learning_rate", "gradient_norm", "seconds", "waited", "samples")
+    found: dict[str, Any] = {name: ("update", np.array([line[name] for line in updates])) for name in names}
+    rows = [line.get("channels") or [np.nan] * len(channels) for line in updates]
+    found["loss_by_channel"] = (("update", "channel"), np.array(rows, dtype=np.float64).reshape(-1, len(channels)))
+    found["validation_crps"] = ("validation", np.array([line["crps"] for line in checks]))
+    for name, key in (("validation_crps_by_channel", "channels"), ("spread_skill",) * 2, ("power_ratio",) * 2):
+        values = np.array([line[key] for line in checks], dtype=np.float64).reshape(-1, len(channels))
+        found[name] = (("validation", "channel"), values)
+    coords = {
+        "update": ("update", [line["update"] for line in updates], {"long_name": "updates done", "units": "1"}),
+        "validation_update": ("validation", [line["update"] for line in checks]),
+        "channel": channels,
+    }
+    ds = xr.Dataset(found, coords)
+    for name, (text, units) in _ABOUT.items():
+        ds[name].attrs = {"long_name": text, "units": units}
+    return ds
+
+
+def read_history(out: str | os.PathLike[str]) -> xr.Dataset:
+    """History of a run from its folder, also while it runs.
+
+    Parameters
+    ----------
+    out : path
+        As given to `xmosaic.train`.
+
+    Returns
+    -------
+    Dataset, dims (update), (validation) and channel
+    """
+    folder = RunFolder(out)
+    lines = folder.lines()
+    if not lines:
+        raise DatasetError(explain(f"{out} holds no history of a training run"))
+    head = next((line for line in lines if line["kind"] == "schema"), None)
+    if head is None:
+        raise DatasetError(explain(f"The history in {out} doesn't begin with its channels"))
+    return history_of(lines, Schema.from_dict(head["schema"]))
+
+
+def plot_history(history: Any) -> Figure:
+    """Loss, validation CRPS, spread/skill and power ratio against updates.
+
+    Parameters
+    ----------
+    history : Dataset, Model or path
+        Of `read_history`; a model that `xmosaic.train` has just returned; or the folder of a run.
+
+    Returns
+    -------
+    Figure
+    """
+    if isinstance(history, str | os.PathLike):
+        history = read_history(history)
+    ds = getattr(history, "history", history)
+    if not isinstance(ds, xr.Dataset) or "loss" not in ds:
+        got = type(history).__name__
+        raise DatasetError(
+            explain("This has no history of training", got=got, expected="a folder, or what train returned")
+        )
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    (loss, crps), (skill, power) = figure.subplots(2, 2, sharex=True)
+    smooth = max(1, ds.sizes["update"] // 100)
+    loss.plot(ds["update"], ds["loss"], color="0.8", linewidth=0.6)
+    mean = ds["loss"].rolling(update=smooth, center=True).mean()
+    loss.plot(ds["update"], mean, color="#0072B2", label=f"mean of {smooth}")
+    loss.set(ylabel="loss [1]", yscale="log")
+    crps.plot(ds["validation_update"], ds["validation_crps"], color="#D55E00", marker="o", markersize=3)
+    crps.set(ylabel="validation CRPS [1]")
+    for ax, name in ((skill, "spread_skill"), (power, "power_ratio")):
+        for channel in ds["channel"].values:
+            ax.plot(ds["validation_update"], ds[name].sel(channel=channel), color="0.7", linewidth=0.6)
+        ax.plot(ds["validation_update"], ds[name].median("channel"), color="#009E73", label="median of channels")
+        ax.axhline(1, color="black", linewidth=0.6)
+        ax.set(ylabel=f"{name.replace('_', '/' if name == 'spread_skill' else ' ')} [1]", xlabel="update", ylim=(0, 2))
+    for ax in (loss, crps, skill, power):
+        ax.grid(alpha=0.25, linewidth=0.5)
+        ax.spines[["top", "right"]].set_visible(False)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8, frameon=False)
+    return figure
