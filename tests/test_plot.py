@@ -97,6 +97,7 @@ PICTURES = {
 def test_a_picture_touches_nothing_and_has_a_style_of_its_own(name, monkeypatch):
     """Settings stay, one figure is made and none shown, and the caller's settings don't reach it."""
     monkeypatch.setattr(plt, "show", lambda *a, **k: pytest.fail("shown"))
+    plt.close("all")  # what other tests left
     with mpl.rc_context({"font.size": 30, "axes.grid": True, "axes.facecolor": "black", "text.color": "white"}):
         before = dict(mpl.rcParams)
         figure = PICTURES[name]()

@@ -303,6 +303,8 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    import matplotlib.pyplot as plt
+
     from .checkpoint import load_model
     from .data import open_sample
     from .forecast import forecast
@@ -319,6 +321,7 @@ def _demo(options: argparse.Namespace) -> int:
     )
     figure = stamps(result)
     figure.savefig(picture, dpi=130)
+    plt.close(figure)
     print(result.mosaic)
     print(f"written to {store} and {picture} in {time.perf_counter() - began:.0f} s")
     return 0

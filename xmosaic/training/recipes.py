@@ -118,14 +118,14 @@ def small(
 ) -> TrainConfig:
     """A model of any size, with one dial; the default is for two cores: minutes on a 6° grid, nearly an hour on 1°.
 
-    With r = `size` / 64, so that size 64 has the published widths and depths:
+    With r = size / 64, so that size 64 has the published widths and depths:
 
     - widths 768, 1024, 1280 · r^½, rounded to heads · a multiple of 8; one key/value head per 256 and four heads each;
-    - `size`^⅓ blocks per encoder stage, `size`^⅙ per decoder stage and in the bottleneck, rounded;
+    - size^⅓ blocks per encoder stage, size^⅙ per decoder stage and in the bottleneck, rounded;
     - 16 · r^⅓ samples per update, rounded;
     - AdamW's rate ∝ 1 / width; Muon's is 0.02 at all widths, which its own factor allows (see `Optimiser`).
 
-    So parameters grow a little faster than `size`, and cost like parameters times points, 12 · `nside`². With 4
+    So parameters grow a little faster than `size`, and cost like parameters times points, 12 · nside². With 4
     channels and one static field:
 
     =====  ================  ======  ===========  =====  ============
