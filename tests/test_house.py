@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 import xmosaic
-from xmosaic.accessor import DataArrayAccessor, DatasetAccessor
+from xmosaic.accessor import DataArrayAccessor, DatasetAccessor, _Diagnostics, _Plots
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xmosaic"
@@ -250,6 +250,38 @@ def test_accessor_delegates(monkeypatch, home, name, arguments):
     assert getattr(ds.mosaic, name)(**arguments) is answer
     assert next(iter(seen.values())) is ds
     assert arguments.items() <= seen.items()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, _ in inspect.getmembers(_Diagnostics, inspect.isfunction)] + ["mass_drift", "conservation"]
+)
+def test_accessor_delegates_diagnostics(monkeypatch, name):
+    """The object first, then the arguments by place, then the options; the function's answer comes back."""
+    from xmosaic import diagnostics
+
+    answer, seen, ds = object(), {}, xr.Dataset()
+    signature = inspect.signature(getattr(diagnostics, name))
+    monkeypatch.setattr(diagnostics, name, lambda *a, **k: seen.update(signature.bind(*a, **k).arguments) or answer)
+    method = getattr(ds.mosaic, name)
+    places = [p for p in inspect.signature(method).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    given = {p.name: object() for p in places}
+    assert method(*given.values()) is answer
+    assert next(iter(seen.values())) is ds
+    assert given.items() <= seen.items()
+
+
+@pytest.mark.parametrize("name", [n for n, _ in inspect.getmembers(_Plots, inspect.isfunction) if n[0] != "_"])
+def test_accessor_delegates_pictures(monkeypatch, name):
+    from xmosaic import plot
+
+    answer, seen, ds = object(), {}, xr.Dataset()
+    signature = inspect.signature(getattr(plot, name))
+    monkeypatch.setattr(plot, name, lambda *a, **k: seen.update(signature.bind(*a, **k).arguments) or answer)
+    method = getattr(ds.mosaic.plot, name)
+    given = {p.name: object() for p in inspect.signature(method).parameters.values() if p.kind is not p.VAR_KEYWORD}
+    assert method(*given.values()) is answer
+    assert next(iter(seen.values())) is ds
+    assert given.items() <= seen.items()
 
 
 def test_accessor_keeps_no_state_and_never_raises_on_making():

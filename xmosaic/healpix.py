@@ -473,13 +473,14 @@ def find_mesh(
     -------
     HealpixMesh or None
     """
-    found = _find_mesh(obj, nside, indexing_scheme)
+    found = locate_mesh(obj, nside, indexing_scheme)
     return found.mesh if found else None
 
 
-def _find_mesh(
+def locate_mesh(
     obj: xr.Dataset | xr.DataArray, nside: int | None = None, indexing_scheme: str | None = None
 ) -> _Found | None:
+    """As `find_mesh`, with the mesh's dimension and the position of each nested cell along it."""
     described = _describing_attributes(obj)
     if described is None and nside is None and indexing_scheme is None:
         return None
@@ -760,7 +761,7 @@ def _source(
     data: xr.Dataset, wanted: str, nside: int | None = None, indexing_scheme: str | None = None
 ) -> tuple[xr.Dataset, Grid, tuple[Hashable, ...]]:
     """The dataset in an order that its grid describes, the grid, and its dimensions."""
-    found = _find_mesh(data, nside, indexing_scheme)
+    found = locate_mesh(data, nside, indexing_scheme)
     latlon = _own_latlon(data)
     if found and latlon:
         raise DatasetError(
@@ -776,7 +777,7 @@ def _source(
             data = data.isel({found.dim: found.positions})
         return data, found.mesh, (found.dim,)
     if wanted == "HEALPix" and not latlon:
-        raise DatasetError(_no_mesh(data))
+        raise DatasetError(no_mesh(data))
     latitude, longitude = find_latlon(data)
     dims = (data[latitude].dims[0], data[longitude].dims[0])
     grid = LatLonGrid.from_dataset(data)
@@ -794,7 +795,8 @@ def _own_latlon(data: xr.Dataset) -> tuple[Hashable, Hashable] | None:
         return None
 
 
-def _no_mesh(data: xr.Dataset) -> str:
+def no_mesh(data: xr.Dataset) -> str:
+    """What to say of an object that is on neither kind of grid."""
     bare = {dim: size for dim, size in data.sizes.items() if dim in _MESH_DIMS}
     if bare:
         return explain(

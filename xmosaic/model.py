@@ -232,9 +232,9 @@ class MosaicConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> MosaicConfig:
         """Inverse of `to_dict`; unknown or missing fields raise `ArgumentError`."""
         values = dict(values)
-        _check_fields(cls, values)
+        check_fields(cls, values)
         for stage in (*values["stages"], values["bottleneck"]):
-            _check_fields(StageConfig, stage)
+            check_fields(StageConfig, stage)
         values["stages"] = tuple(StageConfig(**s) for s in values["stages"])
         values["bottleneck"] = StageConfig(**values["bottleneck"])
         return cls(**values)
@@ -256,7 +256,8 @@ def _check_types(config: Any) -> None:
         _check(good, field.name, repr(value), f"of type {field.type}")
 
 
-def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
+def check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError` where a mapping has other fields than a dataclass, or lacks one without default."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     required = {
         n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

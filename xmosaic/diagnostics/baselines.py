@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
-from .layout import LEAD, caller_names, canonical_dims
+from .layout import LEAD, as_dataset, caller_names, canonical_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 Shape = Literal["triangle", "box"]
@@ -422,19 +422,13 @@ def _analyses(obj: Any, what: str) -> tuple[xr.Dataset, dict[str, Hashable], pd.
     times = _times(ours["time"].values)
     if times.has_duplicates:
         raise DatasetError(explain("A time of the analyses appears twice", got=str(times[times.duplicated()][0])))
-    ours = _as_dataset(ours)
+    ours = as_dataset(ours)
     ours = ours[[name for name in ours.data_vars if "time" in ours[name].dims]]
     if not ours.data_vars:
         raise DatasetError(explain("No variable of the analyses has dimension 'time'"))
     along = [name for name, coord in ours.coords.items() if "time" in coord.dims and name != "time"]
     ours = ours.drop_vars(along).assign_coords(time=times)
     return ours.map(lambda field: field.transpose("time", ...), keep_attrs=True), names, times
-
-
-def _as_dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:
-    if isinstance(obj, xr.Dataset):
-        return obj
-    return obj.to_dataset(name="unnamed" if obj.name is None else obj.name)
 
 
 def _times(values: Any) -> pd.DatetimeIndex:
@@ -652,7 +646,7 @@ def _contract_lazily(weights: np.ndarray, field: xr.DataArray) -> Any:
 
 def _at(normal: xr.Dataset | xr.DataArray, valid: np.ndarray, dims: Sequence[Hashable] = ("time", LEAD)) -> xr.Dataset:
     """A fitted climatology at valid times; a field that has neither day nor hour is the same at all of them."""
-    fields = _as_dataset(normal)
+    fields = as_dataset(normal)
     times = pd.DatetimeIndex(valid.ravel())
     slots = [dim for dim in ("dayofyear", "hour") if dim in fields.dims]
     fields = fields[[n for n in fields.data_vars if set(slots) <= set(fields[n].dims)]]

@@ -10,10 +10,10 @@ import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
 from ..grid import LatLonGrid, normalise_latlon
-from ..healpix import _find_mesh, _no_mesh
+from ..healpix import locate_mesh, no_mesh
 from ..units import conversion
 from ..variables import CATALOGUE, cf_attributes, listed
-from .layout import LEAD, align, caller_names, canonical_dims, require_dims, space_dims, weights_for
+from .layout import LEAD, align, as_dataset, caller_names, canonical_dims, require_dims, space_dims, weights_for
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -86,7 +86,7 @@ def mass_drift(
     >>> mass_drift(forecast, start=msl)["mass_drift"].round(6).values
     array([[0.5]])
     """
-    ours, names = canonical_dims(_as_dataset(forecast))
+    ours, names = canonical_dims(as_dataset(forecast))
     ours, reference = _with_start(ours[[_find_pressure(ours, variable)[1].name]], start)
     return caller_names(_mass(ours, reference, variable), names)
 
@@ -113,7 +113,7 @@ def drift(quantity: Labelled, start: Labelled | None = None) -> Labelled:
     >>> drift(water).values
     array([ 0. ,  1. , -0.5])
     """
-    ours, names = canonical_dims(_as_dataset(quantity))
+    ours, names = canonical_dims(as_dataset(quantity))
     ours, reference = _with_start(ours, start)
     result = caller_names(_difference(ours, reference, _reference_text(ours, reference)), names)
     return result if isinstance(quantity, xr.Dataset) else result[next(iter(result.data_vars))]
@@ -148,7 +148,7 @@ def conservation(forecast: xr.Dataset, start: xr.Dataset | None = None) -> xr.Da
     >>> conservation(forecast, start=ds).attrs["left_out"]
     'total_column_water: no specific_humidity; dry_mass: no surface_pressure, specific_humidity; latent_energy: ...'
     """
-    ours, names = canonical_dims(_as_dataset(forecast))
+    ours, names = canonical_dims(as_dataset(forecast))
     wanted = [field for name in _USED if (field := _find(ours, name)) is not None]
     if not wanted:
         raise DatasetError(explain("Nothing of this can be summed up", got=listed(ours), expected=listed(_USED)))
@@ -163,8 +163,8 @@ def conservation(forecast: xr.Dataset, start: xr.Dataset | None = None) -> xr.Da
         if lacking := [need for need in needs if need not in there]:
             left_out.append(f"{name}: no {', '.join(lacking)}")
             continue
-        made = _as_dataset(make(ours))
-        first = None if reference is None else _as_dataset(make(reference))
+        made = as_dataset(make(ours))
+        first = None if reference is None else as_dataset(make(reference))
         parts += [made, _difference(made, first, _reference_text(made, first))]
         left_out += [text for text in [made.attrs.pop("left_out", "")] if text]
     result = xr.merge(parts, combine_attrs="override", compat="override", join="exact")
@@ -322,7 +322,7 @@ def geostrophic_balance(
     >>> ratio.dims, bool((ratio < 0.1).all())
     (('time',), True)
     """
-    ours, names = canonical_dims(_as_dataset(forecast))
+    ours, names = canonical_dims(as_dataset(forecast))
     fields = _select_levels(_need_all(ours, ("geopotential", *_WIND), "Geostrophic balance"), level)
     geometry, fields = _geometry(ours, fields, float(latitude_limit))
     core = list(geometry.dims)
@@ -385,7 +385,7 @@ def hydrostatic_residual(forecast: xr.Dataset) -> xr.Dataset:
     >>> float(hydrostatic_residual(warm)["hydrostatic_residual"].max()) < 1e-9
     True
     """
-    ours, names = canonical_dims(_as_dataset(forecast))
+    ours, names = canonical_dims(as_dataset(forecast))
     _need_all(ours, ("geopotential", "temperature"), "The hydrostatic residual")
     z, warm = (_ascending(_need(ours, name, "")).astype(np.float64) for name in ("geopotential", "temperature"))
     humid = _find(ours, "specific_humidity")
@@ -563,9 +563,9 @@ def _geometry(ours: xr.Dataset, fields: xr.Dataset, limit: float) -> tuple[_LatL
     if "cell" in fields.dims:
         import healpy
 
-        found = _find_mesh(ours)
+        found = locate_mesh(ours)
         if found is None:
-            raise DatasetError(_no_mesh(ours))
+            raise DatasetError(no_mesh(ours))
         rings = healpy.ring2nest(found.mesh.nside, np.arange(found.mesh.size))
         return _MeshBalance(
             found.mesh.nside, rings if found.positions is None else found.positions[rings], limit
@@ -587,12 +587,6 @@ def _geometry(ours: xr.Dataset, fields: xr.Dataset, limit: float) -> tuple[_LatL
 
 
 # ---------------------------------------------------------------------------------------------------- what is in there
-
-
-def _as_dataset(obj: Any) -> xr.Dataset:
-    if isinstance(obj, xr.DataArray):
-        return obj.to_dataset(name=obj.name if obj.name is not None else "unnamed")
-    return obj  # canonical_dims refuses what is no Dataset
 
 
 def _find(ds: xr.Dataset, name: str) -> xr.DataArray | None:
@@ -775,7 +769,7 @@ def _over_members(field: xr.DataArray, how: str) -> xr.DataArray:
 
 
 def _on_columns(forecast: Any, make: Callable[[xr.Dataset], Labelled]) -> Labelled:
-    ours, names = canonical_dims(_as_dataset(forecast))
+    ours, names = canonical_dims(as_dataset(forecast))
     return caller_names(make(ours), names)
 
 

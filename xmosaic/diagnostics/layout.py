@@ -237,7 +237,7 @@ def align(forecast: xr.Dataset | xr.DataArray, truth: xr.Dataset | xr.DataArray)
     is_array = isinstance(ours, xr.DataArray)
     single = ours.name if isinstance(ours, xr.DataArray) else None
     notes: list[str] = []
-    ours, theirs = _same_variables(_as_dataset(ours), theirs, is_array, notes)
+    ours, theirs = _same_variables(as_dataset(ours), theirs, is_array, notes)
     theirs = _same_units(ours, theirs)
     if "level" in ours.dims and "level" in theirs.dims:
         ours, theirs = _same_levels(ours, theirs, notes)
@@ -257,10 +257,11 @@ def warn(text: str) -> None:
     warnings.warn(text, AlignmentWarning, stacklevel=depth)
 
 
-def _as_dataset(obj: xr.Dataset | xr.DataArray) -> xr.Dataset:
-    if isinstance(obj, xr.Dataset):
-        return obj
-    return obj.to_dataset(name=obj.name if obj.name is not None else "unnamed")
+def as_dataset(obj: Any) -> xr.Dataset:
+    """A Dataset of a DataArray, its variable named "unnamed" where it has no name; anything else as it is."""
+    if not isinstance(obj, xr.DataArray):
+        return obj  # canonical_dims refuses what is no Dataset
+    return obj.to_dataset(name="unnamed" if obj.name is None else obj.name)
 
 
 def _same_variables(
@@ -269,7 +270,7 @@ def _same_variables(
     if isinstance(theirs, xr.DataArray):
         if is_array:  # two arrays are compared whatever their names are
             return ours, theirs.to_dataset(name=next(iter(ours.data_vars)))
-        theirs = _as_dataset(theirs)
+        theirs = as_dataset(theirs)
     known = {_meaning(name): name for name in theirs.data_vars}
     wanted = [name for name in ours.data_vars if ours[name].dtype.kind in "fiub"]
     pairs = {name: name if name in theirs else known.get(_meaning(name)) for name in wanted}

@@ -13,7 +13,7 @@ import xarray as xr
 from ..errors import ArgumentError, DatasetError, explain
 from ..units import canonical
 from ..variables import find_variable, listed
-from .layout import Aligned, align, caller_names, canonical_dims, require_dims
+from .layout import Aligned, align, as_dataset, caller_names, canonical_dims, require_dims
 from .transforms import EARTH_RADIUS, KINDS, Kind, Power, Transform, find_transform
 
 Of: TypeAlias = Literal["members", "mean", "spread"]
@@ -47,11 +47,6 @@ class Wanted:
         """What is left where variables are missing."""
         pairs = {energy: pair for energy, pair in self.winds.items() if all(name in ds for name in pair)}
         return Wanted(tuple(name for name in self.scalars if name in ds), pairs)
-
-
-def as_dataset(field: xr.DataArray) -> xr.Dataset:
-    """A Dataset of one variable, named "unnamed" where it has no name."""
-    return field.to_dataset(name="unnamed" if field.name is None else field.name)
 
 
 def choose(ds: xr.Dataset, variables: Names, kinetic_energy: bool) -> Wanted:

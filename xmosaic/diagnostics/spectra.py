@@ -9,11 +9,10 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, explain
-from .layout import caller_names, canonical_dims
+from .layout import as_dataset, caller_names, canonical_dims
 from .powers import (
     Names,
     Of,
-    as_dataset,
     check_bands,
     check_of,
     check_resolved,

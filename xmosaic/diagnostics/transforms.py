@@ -12,7 +12,7 @@ import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
 from ..grid import LatLonGrid, distinct_meridians, wrap_longitude
-from ..healpix import _find_mesh
+from ..healpix import locate_mesh
 
 Kind: TypeAlias = Literal["total", "zonal"]
 KINDS: tuple[Kind, ...] = ("total", "zonal")
@@ -197,7 +197,7 @@ def find_transform(obj: xr.Dataset | xr.DataArray, kind: Kind) -> Transform:
 
 
 def _mesh_transform(obj: xr.Dataset | xr.DataArray, kind: Kind) -> MeshHarmonics:
-    found = _find_mesh(obj)
+    found = locate_mesh(obj)
     if found is None:
         raise DatasetError(
             explain(

@@ -264,6 +264,6 @@ def _draw_reliability(upper: Axes, lower: Axes, result: xr.DataArray) -> None:
     upper.set_box_aspect(1)
     lower.set_box_aspect(0.25)
     lower.set(ylabel="share of forecasts", xlabel="forecast probability", ylim=(0, None))
-    upper.legend(loc="upper left")
+    upper.legend(loc="best")
     lines_of(upper)
     lines_of(lower)

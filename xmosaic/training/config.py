@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..errors import ArgumentError, explain
-from ..model import MosaicConfig
+from ..model import MosaicConfig, check_fields
 
 Period = tuple[str, str]
 Loss = Literal["crps", "biased_crps", "mse"]
@@ -210,10 +210,10 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_dict`; unknown or missing fields raise `ArgumentError`."""
         given = dict(values)
-        _check_fields(cls, given)
+        check_fields(cls, given)
         given["network"] = MosaicConfig.from_dict(given["network"])
         for stage in given["stages"]:
-            _check_fields(Stage, stage)
+            check_fields(Stage, stage)
         given["stages"] = tuple(Stage(**s) for s in given["stages"])
         for name in ("train", "validation", "test"):
             if given.get(name) is not None:
@@ -279,14 +279,3 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    required = [
-        n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if unknown := sorted(set(values) - set(fields)):
-        raise ArgumentError(explain(f"{cls.__name__} has no field {unknown[0]!r}", expected=", ".join(fields)))
-    if missing := [n for n in required if n not in values]:
-        raise ArgumentError(explain(f"{cls.__name__} lacks {', '.join(missing)}", expected=", ".join(fields)))
