@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import DatasetError, explain
+from ..plot.style import styled
 from ..variables import Schema
 from .folder import RunFolder
 
@@ -88,6 +89,7 @@ def read_history(out: str | os.PathLike[str]) -> xr.Dataset:
     return history_of(lines, Schema.from_dict(head["schema"]))
 
 
+@styled
 def plot_history(history: Any) -> Figure:
     """Loss, validation CRPS, spread/skill and power ratio against updates.
 
@@ -108,9 +110,9 @@ def plot_history(history: Any) -> Figure:
         raise DatasetError(
             explain("This has no history of training", got=got, expected="a folder, or what train returned")
         )
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = plt.figure(figsize=(9, 6), layout="constrained")
     (loss, crps), (skill, power) = figure.subplots(2, 2, sharex=True)
     smooth = max(1, ds.sizes["update"] // 100)
     loss.plot(ds["update"], ds["loss"], color="0.8", linewidth=0.6)
