@@ -325,9 +325,8 @@ def test_resuming_a_finished_run_changes_nothing(run):
     assert (out / "model.safetensors").read_bytes() == before
 
 
-def test_damaged_state_falls_back_to_the_one_before(run, tmp_path, monkeypatch):
+def test_damaged_state_falls_back_to_the_one_before(run, tmp_path):
     _, whole = run
-    monkeypatch.setattr(loop, "_SEED_OF_STAGE", loop._SEED_OF_STAGE)
     out = tmp_path / "run"
     _train(out=out)
     last = json.loads((out / "states.json").read_text())[-1]["file"]

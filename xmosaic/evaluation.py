@@ -17,7 +17,16 @@ from .diagnostics.conservation import mass_drift
 from .diagnostics.layout import LEAD, Aligned, align, space_dims, warn
 from .diagnostics.scores import SCORES
 from .diagnostics.spectra import spectra as power_spectra
-from .diagnostics.statistics import Options, Score, block_length, check_options, finished, resampled, stacked
+from .diagnostics.statistics import (
+    Options,
+    Score,
+    block_length,
+    check_options,
+    finished,
+    resampled,
+    samples_of,
+    stacked,
+)
 from .diagnostics.sums import USUAL, known_scores, sums_of
 from .errors import ArgumentError, DatasetError, explain
 from .options import get_option
@@ -101,7 +110,7 @@ def benchmark(
         result = _scored(one, mine, wanted, chosen)
         if mass and _has_pressure(one.forecast):
             result = result.merge(_drift(one, truth, chosen), compat="override", join="outer")
-        results.append(result.drop_vars("samples", errors="ignore").assign_coords(samples=_samples(one)))
+        results.append(result.drop_vars("samples", errors="ignore").assign_coords(samples=samples_of(one)))
     names = xr.DataArray(list(aligned), dims="forecast", name="forecast")
     joined = xr.concat(results, names, data_vars="all", coords="different", compat="equals", join="outer")
     sizes = [one.members if "number" in one.forecast.dims else 0 for one in aligned.values()]
@@ -358,11 +367,6 @@ def _has_starts(one: Aligned, truth: xr.Dataset) -> bool:
     if "time" not in truth.coords or not _has_pressure(truth):
         return False
     return bool(np.isin(one.forecast["time"].values, truth["time"].values).all())
-
-
-def _samples(one: Aligned) -> xr.DataArray:
-    about = {"long_name": "starts that have a truth", "units": "1"}
-    return one.found.sum("time").drop_vars("valid_time", errors="ignore").assign_attrs(about)
 
 
 def _labelled(result: xr.Dataset, aligned: dict[str, Aligned], scores: list[str], options: Options) -> xr.Dataset:

@@ -7,11 +7,11 @@ from typing import Any, Literal, Unpack
 import numpy as np
 import xarray as xr
 
-from ..errors import ArgumentError, DatasetError, explain
+from ..errors import ArgumentError, explain
 from .ensemble import ranks_of, share_beyond
 from .layout import Aligned, align, in_one_chunk, space_dims, weights_for
 from .scores import Dims, XarrayObject, needs_two, thresholds, told
-from .statistics import Options, Score, average, check_options, described, reduced_dims, stacked
+from .statistics import Options, Score, average, check_options, described, nan_error, reduced_dims, stacked
 
 
 def rank_histogram(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None, **options: Unpack[Options]) -> Any:
@@ -386,9 +386,7 @@ def _count_events(terms: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarr
 
 def _raise_missing(missing: np.ndarray, counts: np.ndarray, name: str) -> np.ndarray:
     if (bad := missing & counts).any():
-        got = f"{int(bad.sum())} of {bad.size} points"
-        do = "Fill them, or pass nan_policy='omit' or 'propagate'"
-        raise DatasetError(explain(f"{name!r} has NaN in forecast or truth", got=got, expected="numbers", do=do))
+        raise nan_error(name, int(bad.sum()), bad.size)
     return missing
 
 

@@ -177,15 +177,14 @@ def _checked(values: xr.DataArray, found: xr.DataArray) -> xr.DataArray:
 def _raise_nan(values: np.ndarray, found: np.ndarray, name: str) -> np.ndarray:
     bad = np.isnan(values) & found
     if bad.any():
-        raise DatasetError(
-            explain(
-                f"{name!r} has NaN in forecast or truth",
-                got=f"{int(bad.any(axis=-1).sum())} of {bad[..., 0].size} points",
-                expected="numbers",
-                do="Fill them, or pass nan_policy='omit' or 'propagate'",
-            )
-        )
+        raise nan_error(name, int(bad.any(axis=-1).sum()), bad[..., 0].size)
     return values
+
+
+def nan_error(name: str, points: int, size: int) -> DatasetError:
+    """What nan_policy="raise" raises."""
+    got, do = f"{points} of {size} points", "Fill them, or pass nan_policy='omit' or 'propagate'"
+    return DatasetError(explain(f"{name!r} has NaN in forecast or truth", got=got, expected="numbers", do=do))
 
 
 def finished(sums: xr.Dataset, score: Score, members: int) -> xr.Dataset:
@@ -324,10 +323,14 @@ def described(result: xr.Dataset, score: Score, aligned: Aligned, dims: list[str
         }
     result = result.drop_vars([n for n in ("valid_time",) if n in result.coords])
     if "time" in dims:
-        starts = aligned.found.sum("time").drop_vars("valid_time", errors="ignore")
-        about = {"long_name": "starts that have a truth", "units": "1"}
-        result = result.assign_coords(samples=starts.assign_attrs(about))
+        result = result.assign_coords(samples=samples_of(aligned))
     return result
+
+
+def samples_of(aligned: Aligned) -> xr.DataArray:
+    """How many starts have a truth, by lead."""
+    starts = aligned.found.sum("time").drop_vars("valid_time", errors="ignore")
+    return starts.assign_attrs({"long_name": "starts that have a truth", "units": "1"})
 
 
 def _units(kind: str, units: str) -> str:
@@ -352,8 +355,3 @@ def _described_options(aligned: Aligned, dims: list[str], options: Options) -> d
             f"blocks of {options.get('block') or block_length(starts)}, seed {options.get('seed', 0)}"
         )
     return said
-
-
-def samples_text(aligned: Aligned) -> str:
-    """How many of the starts and leads have a truth."""
-    return f"{int(aligned.found.sum())} of {aligned.found.size} pairs of start and {LEAD}"
