@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmosaic.errors import ArgumentError
-from xmosaic.kernels import neighbor_attention, ops, reference, select_blocks, selected_attention
+from xmosaic.kernels import (
+    add_norm,
+    block_means,
+    combine,
+    local_attention,
+    neighbor_attention,
+    reference,
+    rotate,
+    select_blocks,
+    selected_attention,
+    swiglu,
+)
 
 few = settings(max_examples=20, deadline=None)
 sizes = st.tuples(
@@ -383,7 +394,7 @@ def selected_case(**change):
         ({"block_indices": lambda i: i.double()}, "block_indices can't be used. Found torch.float64"),
         ({"block_indices": lambda i: i * 0 + 3}, "block_indices points outside. Found 3 to 3; expected 0 to 2"),
         ({"block_indices": lambda i: i * 0 - 1}, "block_indices points outside"),
-        ({"impl": "fast"}, "impl='fast' does not exist. Expected None or 'reference'"),
+        ({"impl": "fast"}, "impl='fast' does not exist. Expected None or 'triton' or 'reference'"),
     ],
 )
 def test_selected_refuses(change, text):
@@ -429,6 +440,36 @@ def test_neighbors_refuse(change, text):
         neighbor_attention(*inputs, scale=1.0)
 
 
+def ones(*shape):
+    return torch.ones(shape)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: local_attention(ones(1, 2, 6, 4), ones(1, 2, 6, 4), ones(1, 2, 6, 4), 4), "expected a divisor of 6"),
+        (lambda: add_norm(ones(2, 3), ones(2, 4)), "x and update differ in shape"),
+        (lambda: rotate(ones(1, 6, 2, 4), ones(6, 4), ones(6, 4), 2), "angles don't belong to x"),
+        (lambda: rotate(ones(1, 6, 2, 3), ones(6, 1), ones(6, 1), 2), "angles don't belong to x"),
+        (lambda: rotate(ones(1, 6, 2, 4), ones(6, 2), ones(6, 2), 4), "size does not divide the points"),
+        (lambda: block_means(ones(1, 6, 2, 4), 0), "size does not divide the points"),
+        (
+            lambda: combine(ones(1, 6, 2, 2), ones(1, 6, 2, 4), ones(1, 3, 2, 4), ones(1, 6, 2, 4)),
+            "branches and gate don't belong together",
+        ),
+        (
+            lambda: combine(ones(1, 6, 2, 3), ones(1, 6, 2, 4), ones(1, 4, 2, 4), ones(1, 6, 2, 4)),
+            "branches and gate don't belong together",
+        ),
+        (lambda: swiglu(ones(1, 6, 5)), "ab has another shape"),
+        (lambda: swiglu(ones(1, 6, 4), ones(1, 3)), "shift has another shape"),
+    ],
+)
+def test_the_rest_refuses_shapes_that_do_not_belong_together(call, text):
+    with pytest.raises(ArgumentError, match=text):
+        call()
+
+
 CALLS = {
     "selected_attention": lambda impl: selected_attention(**selected_case(), impl=impl),
     "select_blocks": lambda impl: select_blocks(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), 1, impl=impl),
@@ -450,4 +491,3 @@ def test_a_named_implementation_is_the_one_that_runs(name, monkeypatch):
     monkeypatch.setattr(reference, name, fail)
     with pytest.raises(NotImplementedError, match="on purpose"):
         CALLS[name]("reference")
-    assert "reference" in ops.IMPLEMENTATIONS

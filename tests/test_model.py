@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from xmosaic import healpix
 from xmosaic.errors import ArgumentError
+from xmosaic.kernels import rotate
 from xmosaic.model import (
     BRANCHES,
     PUBLISHED,
@@ -608,10 +609,10 @@ def test_compressed_branch_reaches_everywhere(branches):
 def test_rotation_keeps_lengths_and_depends_on_differences(seed):
     module = attention()
     rng = np.random.default_rng(seed)
-    q, k = (torch.from_numpy(rng.normal(size=(1, 1, 1, 4))).expand(1, 1, 192, 4) for _ in range(2))
-    rq, rk = module._rotate(q), module._rotate(k)
+    q, k = (torch.from_numpy(rng.normal(size=(1, 1, 1, 4))).expand(1, 192, 1, 4) for _ in range(2))
+    rq, rk = (rotate(x, module.cos, module.sin, 1)[0] for x in (q, k))
     torch.testing.assert_close(rq.norm(dim=-1), q.norm(dim=-1))
-    product = (rq @ rk.transpose(-1, -2))[0, 0]
+    product = rq[0, :, 0] @ rk[0, :, 0].T
     lon, lat = healpix.cell_centres(4)
     ring = np.flatnonzero(np.abs(lat) < 1e-6)[np.argsort(lon[np.abs(lat) < 1e-6])]  # evenly spaced
     assert len(ring) == 16

@@ -20,8 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from . import healpix
 from .errors import ArgumentError, explain
-from .kernels import neighbor_attention, select_blocks, selected_attention
-from .kernels.reference import grouped_attention
+from .kernels import (
+    add_norm,
+    block_means,
+    combine,
+    local_attention,
+    neighbor_attention,
+    rotate,
+    select_blocks,
+    selected_attention,
+    swiglu,
+)
+from .kernels.reference import gated_sum, grouped_attention
 
 BRANCHES = ("local", "compressed", "selected")
 
@@ -384,7 +394,7 @@ class Mosaic(nn.Module):
         batch, member = history.shape[:2]
         z = self._project_noise(noise)
         x = self.preprocess(self._features(history, clock))
-        x = self.interp_to_hp(x)
+        x = self.interp_to_hp(x, self.impl)
         skips = []
         for stage, down in zip(self.encoder_stages, self.downsample_layers, strict=True):
             x = stage(x, z, self.impl, self.recompute)
@@ -393,7 +403,7 @@ class Mosaic(nn.Module):
         x = self.bottleneck(x, z, self.impl, self.recompute)
         for stage, up in zip(self.decoder_stages, self.upsample_layers, strict=True):
             x = stage(up(x, skips.pop()), z, self.impl, self.recompute)
-        x = self.postprocess(self.interp_to_ll(self.norm(x)))
+        x = self.postprocess(self.interp_to_ll(self.norm(x), self.impl))
         x = x.to(history.dtype).view(batch, member, *self.grid_shape, self.config.num_variables)
         return x + history[:, :, -1, ..., : self.config.num_variables] if self.config.residual else x
 
@@ -489,15 +499,15 @@ class NeighborAttention(nn.Module):
         self.register_buffer("neighbors", torch.from_numpy(np.asarray(neighbors, dtype=np.int64)), persistent=False)
         self.register_buffer("direction", _directions(source, target, neighbors), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
         x = F.rms_norm(x, x.shape[-1:])
         to_key, to_value = self.to_kv.weight.chunk(2)
         heads, d, width = self.num_heads, self.head_dim, x.shape[-1]
         # Three numbers per head instead of a key: (W_q r)·(W_k x) = r·(W_qᵀ W_k x); the weights stay as published.
         folded = torch.einsum("hdc,hdw->hcw", self.to_q.weight.view(heads, d, 3), to_key.view(heads, d, width))
-        projection = F.linear(x, folded.reshape(heads * 3, width)).view(*x.shape[:2], heads, 3)
-        value = F.linear(x, to_value).view(*x.shape[:2], heads, d)
-        out = neighbor_attention(self.direction, projection, value, self.neighbors, scale=d**-0.5)
+        value, projection = _joined(x, to_value, folded.flatten(0, 1).to(to_value.dtype))
+        value, projection = value.unflatten(-1, (heads, d)), projection.unflatten(-1, (heads, 3))
+        out = neighbor_attention(self.direction, projection, value, self.neighbors, scale=d**-0.5, impl=impl)
         return self.to_o(out.flatten(2))
 
 
@@ -511,16 +521,20 @@ class Stage(nn.Module):
     def forward(
         self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, recompute: bool = False
     ) -> torch.Tensor:
+        update: torch.Tensor | None = None
         for block in self.blocks:
             if recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, z, impl, use_reentrant=False)
+                x, update = checkpoint(block, x, update, z, impl, use_reentrant=False)
             else:
-                x = block(x, z, impl)
-        return x
+                x, update = block(x, update, z, impl)
+        return x if update is None else x + update
 
 
 class Block(nn.Module):
-    """x ← x + Attention(norm x); x ← x + FeedForward(norm x, z)."""
+    """x ← x + Attention(norm x); x ← x + FeedForward(norm x, z).
+
+    What a block adds last is handed on, to be added in one pass with the next block's norm.
+    """
 
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
@@ -528,9 +542,12 @@ class Block(nn.Module):
         self.attention = BlockSparseAttention(config, stage)
         self.ffn = FeedForward(stage, config.noise_dim)
 
-    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None) -> torch.Tensor:
-        x = x + self.attention(self.norm(x), impl)
-        return x + self.ffn(self.norm(x), z)
+    def forward(
+        self, x: torch.Tensor, update: torch.Tensor | None, z: torch.Tensor | None, impl: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, normed = (x, self.norm(x)) if update is None else add_norm(x, update, impl=impl)
+        x, normed = add_norm(x, self.attention(normed, impl), impl=impl)
+        return x, self.ffn(normed, z, impl)
 
 
 class FeedForward(nn.Module):
@@ -542,11 +559,9 @@ class FeedForward(nn.Module):
         self.w2 = _linear(stage.hidden, stage.dim)
         self.noise_bias = _linear(noise_dim, stage.hidden) if noise_dim else None
 
-    def forward(self, x: torch.Tensor, z: torch.Tensor | None) -> torch.Tensor:
-        a, b = self.w13(x).chunk(2, dim=-1)
-        if self.noise_bias is not None:
-            a = a + self.noise_bias(z).unsqueeze(1)
-        return self.w2(F.silu(a) * b)
+    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
+        shift = None if self.noise_bias is None else self.noise_bias(z)
+        return self.w2(swiglu(self.w13(x), shift, impl=impl))
 
 
 class BlockSparseAttention(nn.Module):
@@ -561,53 +576,47 @@ class BlockSparseAttention(nn.Module):
         self.to_v = _linear(stage.dim, kv_dim)
         self.to_o = _linear(stage.dim, stage.dim)
         self.to_strategy_combine_mlp = _linear(stage.dim, len(self.branches) * stage.num_heads)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
         cos, sin = _rotary(stage, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
         s = self.stage
-        q = self._rotate(self._heads(self.to_q(x), s.num_heads))
-        k = self._rotate(self._heads(self.to_k(x), s.num_kv_heads))
-        v = self._heads(self.to_v(x), s.num_kv_heads)
-        means = (
-            tuple(t.unflatten(2, (-1, s.block_size)).mean(3) for t in (q, k, v)) if self.branches != ("local",) else ()
-        )
-        outputs = [getattr(self, f"_{branch}")(q, k, v, means, impl) for branch in self.branches]
-        gate = self.to_strategy_combine_mlp(x).to(torch.promote_types(x.dtype, torch.float32))
-        gate = gate.unflatten(-1, (s.num_heads, -1)).softmax(-1).to(q.dtype)  # (batch, point, head, branch)
-        mixed = sum(out.transpose(1, 2) * gate[..., i, None] for i, out in enumerate(outputs))
-        return self.to_o(mixed.flatten(2))
+        weights = (m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp))
+        q, k, v, gate = _joined(x, *weights)
+        q, k, v = (t.unflatten(-1, (-1, s.head_dim)) for t in (q, k, v))  # (batch, point, head, d)
+        gate = gate.unflatten(-1, (s.num_heads, -1))  # (batch, point, head, branch)
+        (q, q_mean), (k, k_mean) = (rotate(t, self.cos, self.sin, s.block_size, impl=impl) for t in (q, k))
+        v_mean = block_means(v, s.block_size, impl=impl)
+        # attention wants (batch, head, point, d)
+        q, k, v, q_mean, k_mean, v_mean = (t.transpose(1, 2) for t in (q, k, v, q_mean, k_mean, v_mean))
+        outputs = []
+        if "local" in self.branches:
+            outputs.append(local_attention(q, k, v, s.local_size, impl=impl))
+        if "compressed" in self.branches:
+            grouped = q_mean.unflatten(1, (s.num_kv_heads, -1))
+            outputs.append(grouped_attention(grouped, k_mean, v_mean, s.head_dim**-0.5).flatten(1, 2))
+        if "selected" in self.branches:
+            indices = select_blocks(q_mean, k_mean, s.block_count, grouping=self.grouping, impl=impl)
+            outputs.append(selected_attention(q, k, v, indices, s.block_size, impl=impl))
+        return self.to_o(self._gated(gate, [x.transpose(1, 2) for x in outputs], impl).flatten(2))
 
-    def _heads(self, x: torch.Tensor, number: int) -> torch.Tensor:
-        return x.unflatten(-1, (number, -1)).transpose(1, 2)  # (batch, head, point, d)
+    def _gated(self, gate: torch.Tensor, outputs: list[torch.Tensor], impl: str | None) -> torch.Tensor:
+        if len(outputs) == 3:
+            return combine(gate, *outputs, impl=impl)
+        size = self.stage.block_size
+        blocks = self.stage.points // size
+        return gated_sum(gate, [x.repeat_interleave(size, 1) if x.shape[1] == blocks else x for x in outputs])
 
-    def _rotate(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-        first, second = wide.unbind(-1)
-        cos, sin = self.cos.to(wide.dtype), self.sin.to(wide.dtype)
-        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2).to(x.dtype)
 
-    def _local(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, means: tuple, impl: str | None) -> torch.Tensor:
-        s = self.stage
-        k, v = (t.unflatten(2, (-1, s.local_size)) for t in (k, v))
-        q = q.unflatten(2, (-1, s.local_size)).unflatten(1, (s.num_kv_heads, -1)).transpose(2, 3)
-        return grouped_attention(q, k, v, s.head_dim**-0.5).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-    def _compressed(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, means: tuple, impl: str | None
-    ) -> torch.Tensor:
-        s = self.stage
-        q_mean, k_mean, v_mean = means
-        out = grouped_attention(q_mean.unflatten(1, (s.num_kv_heads, -1)), k_mean, v_mean, s.head_dim**-0.5)
-        return out.flatten(1, 2).repeat_interleave(s.block_size, dim=2)
-
-    def _selected(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, means: tuple, impl: str | None
-    ) -> torch.Tensor:
-        s = self.stage
-        indices = select_blocks(means[0], means[1], s.block_count, grouping=self.grouping, impl=impl)
-        return selected_attention(q, k, v, indices, s.block_size, impl=impl)
+def _joined(x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor]:
+    """Several linear maps as one product. On a GPU rows begin at whole cache lines, or what reads them crawls."""
+    rows = [len(w) for w in weights]
+    spare = -sum(rows) % 64 if x.device.type == "cuda" else 0
+    pad = [weights[0].new_zeros(spare, x.shape[-1])] if spare else []
+    return list(F.linear(x, torch.cat([*weights, *pad])).split([*rows, spare], -1))[: len(rows)]
 
 
 class Downsample(nn.Module):

@@ -6,8 +6,7 @@ import torch
 
 from ..errors import ArgumentError, explain
 from . import reference
-
-IMPLEMENTATIONS = ("reference",)
+from .choice import choose
 
 
 def selected_attention(
@@ -35,8 +34,9 @@ def selected_attention(
         Points in a block; blocks are contiguous.
     scale : float, optional
         Factor on query·key, by default ``d ** -0.5``.
-    impl : {None, "reference"}, optional
-        Implementation; None picks the fastest that can take these inputs, a name never falls back.
+    impl : {None, "triton", "reference"}, optional
+        Implementation; None picks the fastest that can take these inputs, a name never falls back. Triton takes
+        float16, bfloat16 and float32 on a GPU, all alike; its gradients repeat bit for bit.
 
     Returns
     -------
@@ -74,10 +74,12 @@ def selected_attention(
         f"({batch}, {key.shape[1]}, {points // block_size}, block_count)",
     )
     _check_blocks(block_indices, points // block_size)
-    _check_impl(impl)
-    return reference.selected_attention(
-        query, key, value, block_indices, block_size, d**-0.5 if scale is None else scale
-    )
+    scale = d**-0.5 if scale is None else scale
+    if choose(impl, query, key, value) == "triton":
+        from . import selected
+
+        return selected.selected_attention(query, key, value, block_indices, block_size, scale)
+    return reference.selected_attention(query, key, value, block_indices, block_size, scale)
 
 
 @torch.no_grad()
@@ -104,7 +106,7 @@ def select_blocks(
     grouping : {"group", "strided"}, optional
         "group" averages the heads ``h·G … h·G + G − 1`` of key/value head ``h``; "strided" the heads
         ``h, h + H_kv, h + 2·H_kv, …``, as the published weights were trained with.
-    impl : {None, "reference"}, optional
+    impl : {None, "triton", "reference"}, optional
         Implementation, as in `selected_attention`.
 
     Returns
@@ -131,7 +133,7 @@ def select_blocks(
         f"1 to {key.shape[2]}",
     )
     _require(grouping in ("group", "strided"), "grouping is unknown", repr(grouping), "'group' or 'strided'")
-    _check_impl(impl)
+    choose(impl, query, key)  # one implementation serves both: scores of block means are small
     return reference.select_blocks(query, key, block_count, grouping)
 
 
@@ -160,7 +162,7 @@ def neighbor_attention(
         Source points of each target.
     scale : float
         Factor on the logits.
-    impl : {None, "reference"}, optional
+    impl : {None, "triton", "reference"}, optional
         Implementation, as in `selected_attention`.
 
     Returns
@@ -185,8 +187,225 @@ def neighbor_attention(
         f"{tuple(key_projection.shape)} and {tuple(value.shape)}",
         "(batch, source, num_heads, 3) and (batch, source, num_heads, d)",
     )
-    _check_impl(impl)
+    if choose(impl, key_projection, value, fixed=direction) == "triton":
+        from . import neighbor
+
+        return neighbor.neighbor_attention(direction, key_projection, value, neighbors, scale)
     return reference.neighbor_attention(direction, key_projection, value, neighbors, scale)
+
+
+def local_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: int, *, impl: str | None = None
+) -> torch.Tensor:
+    """Full attention inside blocks of points that lie side by side.
+
+    Parameters
+    ----------
+    query : Tensor, (batch, num_heads, point, d)
+    key, value : Tensor, (batch, num_kv_heads, point, d)
+    size : int
+        Points of a block.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    Tensor, (batch, num_heads, point, d)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
+    """
+    _require_axes(query=query, key=key, value=value)
+    points = query.shape[2]
+    _require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
+    if choose(impl, query, key, value) == "triton":
+        from . import selected
+
+        return selected.local_attention(query, key, value, size)
+    return reference.local_attention(query, key, value, size)
+
+
+def add_norm(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of two tensors and its RMS norm over the last axis, in one pass.
+
+    Parameters
+    ----------
+    x, update : Tensor, (..., width)
+        The second may be of a narrower dtype.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    total, normed : Tensor, (..., width)
+        In the dtypes of `x` and of `update`.
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that differ or an unknown ``impl``.
+    """
+    _require(
+        x.shape == update.shape, "x and update differ in shape", f"{tuple(x.shape)}, {tuple(update.shape)}", "equal"
+    )
+    if choose(impl, x, update, alike=False) == "triton":
+        from . import gates
+
+        return gates.add_norm(x, update)
+    return reference.add_norm(x, update)
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, *, impl: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary positions, and the means of what was rotated over blocks of points, in one pass.
+
+    Parameters
+    ----------
+    x : Tensor, (batch, point, num_heads, d)
+    cos, sin : Tensor, (point, d / 2)
+        Of the angles by which adjacent pairs are rotated.
+    size : int
+        Points of a block.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    rotated : Tensor, (batch, point, num_heads, d)
+    means : Tensor, (batch, point / size, num_heads, d)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
+    """
+    _require_axes(x=x)
+    points, d = x.shape[1], x.shape[3]
+    _require(
+        cos.shape == sin.shape == (points, d // 2) and d % 2 == 0,
+        "angles don't belong to x",
+        f"{tuple(cos.shape)}, {tuple(sin.shape)} and {tuple(x.shape)}",
+        "(point, d / 2) and (batch, point, num_heads, d)",
+    )
+    _require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
+    if choose(impl, x) == "triton":
+        from . import rotary
+
+        return rotary.rotate(x, cos, sin, size)
+    return reference.rotate(x, cos, sin, size)
+
+
+def block_means(x: torch.Tensor, size: int, *, impl: str | None = None) -> torch.Tensor:
+    """Means over blocks of points.
+
+    Parameters
+    ----------
+    x : Tensor, (batch, point, num_heads, d)
+    size : int
+        Points of a block.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    Tensor, (batch, point / size, num_heads, d)
+
+    Raises
+    ------
+    ArgumentError
+        For a size that doesn't divide the points or an unknown ``impl``.
+    """
+    _require_axes(x=x)
+    _require(_divides(size, x.shape[1]), "size does not divide the points", f"{size}", f"a divisor of {x.shape[1]}")
+    if choose(impl, x) == "triton":
+        from . import rotary
+
+        return rotary.block_means(x, size)
+    return reference.block_means(x, size)
+
+
+def combine(
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+    selected: torch.Tensor,
+    *,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """Sum of three branches, weighted by the softmax of a gate.
+
+    Parameters
+    ----------
+    logits : Tensor, (batch, point, num_heads, 3)
+    local, selected : Tensor, (batch, point, num_heads, d)
+    compressed : Tensor, (batch, block, num_heads, d)
+        One value for each of the equal blocks into which the points fall.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    Tensor, (batch, point, num_heads, d)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
+    """
+    _require_axes(logits=logits, local=local, compressed=compressed)
+    batch, points, heads, d = local.shape
+    _require(
+        selected.shape == local.shape
+        and logits.shape == (batch, points, heads, 3)
+        and (compressed.shape[0], *compressed.shape[2:]) == (batch, heads, d)
+        and _divides(compressed.shape[1], points),
+        "branches and gate don't belong together",
+        ", ".join(str(tuple(x.shape)) for x in (logits, local, compressed, selected)),
+        "(batch, point, num_heads, 3), (batch, point, num_heads, d), (batch, block, num_heads, d) and as the second",
+    )
+    if choose(impl, logits, local, compressed, selected) == "triton":
+        from . import gates
+
+        return gates.combine(logits, local, compressed, selected)
+    return reference.combine(logits, local, compressed, selected)
+
+
+def swiglu(ab: torch.Tensor, shift: torch.Tensor | None = None, *, impl: str | None = None) -> torch.Tensor:
+    """SiLU(a + shift) · b of the two halves of a tensor.
+
+    Parameters
+    ----------
+    ab : Tensor, (batch, point, 2·hidden)
+    shift : Tensor, (batch, hidden), optional
+        Added at every point: the learned functional perturbation.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    Tensor, (batch, point, hidden)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
+    """
+    _require(ab.ndim == 3 and ab.shape[2] % 2 == 0, "ab has another shape", f"{tuple(ab.shape)}", "(…, …, 2·hidden)")
+    expected = (ab.shape[0], ab.shape[2] // 2)
+    _require(
+        shift is None or shift.shape == expected,
+        "shift has another shape",
+        f"{None if shift is None else tuple(shift.shape)}",
+        f"{expected}",
+    )
+    if choose(impl, ab, *(() if shift is None else (shift,))) == "triton":
+        from . import gates
+
+        return gates.swiglu(ab, shift)
+    return reference.swiglu(ab, shift)
 
 
 def _require(condition: bool, what: str, got: str, expected: str) -> None:
@@ -215,10 +434,3 @@ def _check_blocks(indices: torch.Tensor, blocks: int) -> None:
     if indices.device.type == "cpu" and indices.numel():
         low, high = int(indices.min()), int(indices.max())
         _require(low >= 0 and high < blocks, "block_indices points outside", f"{low} to {high}", f"0 to {blocks - 1}")
-
-
-def _check_impl(impl: str | None) -> None:
-    if impl is not None and impl not in IMPLEMENTATIONS:
-        raise ArgumentError(
-            explain(f"impl={impl!r} does not exist", expected=" or ".join(map(repr, (None, *IMPLEMENTATIONS))))
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -42,6 +44,13 @@ def selected_attention(
         slices.append(grouped_attention(query[:, :, start : start + step], keys, values, scale))
     out = torch.cat(slices, dim=2) if len(slices) > 1 else slices[0]
     return out.transpose(2, 3).reshape(batch, num_heads, points, d)
+
+
+def local_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: int) -> torch.Tensor:
+    key, value = (x.unflatten(2, (-1, size)) for x in (key, value))
+    query = query.unflatten(2, (-1, size)).unflatten(1, (key.shape[1], -1)).transpose(2, 3)
+    out = grouped_attention(query, key, value, query.shape[-1] ** -0.5)
+    return out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _gather_blocks(blocks: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -88,3 +97,41 @@ def neighbor_attention(
         parts.append(F.embedding_bag(bags, part.reshape(-1, d), mode="sum", per_sample_weights=samples))
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     return out.view(batch, targets, heads, d).to(value.dtype)
+
+
+def add_norm(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + update
+    return total, F.rms_norm(total, total.shape[-1:])
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = (angle.to(first.dtype).unsqueeze(1) for angle in (cos, sin))
+    pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    rotated = pairs.flatten(-2).to(x.dtype)
+    return rotated, block_means(rotated, size)
+
+
+def block_means(x: torch.Tensor, size: int) -> torch.Tensor:
+    return x.unflatten(1, (-1, size)).mean(2)
+
+
+def combine(
+    logits: torch.Tensor, local: torch.Tensor, compressed: torch.Tensor, selected: torch.Tensor
+) -> torch.Tensor:
+    size = local.shape[1] // compressed.shape[1]
+    return gated_sum(logits, (local, compressed.repeat_interleave(size, dim=1), selected))
+
+
+def gated_sum(logits: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum of any number of (batch, point, head, d) branches with the softmax of the logits as weights."""
+    gate = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(branches[0].dtype)
+    total = branches[0] * gate[..., 0, None]
+    for i, branch in enumerate(branches[1:], 1):
+        total = total + branch * gate[..., i, None]
+    return total
+
+
+def swiglu(ab: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    a, b = ab.chunk(2, dim=-1)
+    return F.silu(a if shift is None else a + shift.unsqueeze(1)) * b

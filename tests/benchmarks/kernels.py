@@ -1,0 +1,341 @@
+"""The kernels on a GPU: right first, then how fast, beside what PyTorch has for the same.
+
+``python tests/benchmarks/kernels.py [check] [attention] [neighbors] [step] [training] [scaling] [tiles]``, all but the
+last two by default. Compiling takes most of the time: ``check:2/4`` does the third of four parts, so that processes
+can share it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from triton.testing import do_bench
+
+from xmosaic.kernels import ops, selected
+from xmosaic.model import PUBLISHED, Mosaic
+
+GPU = "cuda"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def median(call: Callable[[], object], rep: int = 200) -> float:
+    return do_bench(call, warmup=25, rep=rep, return_mode="median")
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=GPU, dtype=torch.float64)
+
+
+# ---- right ----
+
+Case = tuple[str, Callable[..., object], list[torch.Tensor]]
+
+
+def cases() -> Iterator[Case]:
+    """Name, operation that still wants its ``impl``, and inputs in float64."""
+    for b, h, g, blocks, size, d, count in [
+        (2, 3, 4, 16, 128, 64, 5),
+        (1, 2, 4, 24, 64, 64, 24),
+        (2, 1, 1, 7, 16, 16, 3),
+        (1, 2, 3, 5, 48, 40, 4),
+        (1, 1, 2, 6, 128, 128, 6),
+        (1, 2, 2, 4, 12, 20, 2),
+        (1, 1, 4, 3, 256, 32, 3),
+    ]:
+        picked = torch.randint(0, blocks, (b, h, blocks, count), device=GPU)
+        inputs = [normal(b, n, blocks * size, d) for n in (h * g, h, h)]
+        yield (
+            f"selected {(b, h, g, blocks, size, d, count)}",
+            partial(selecting, picked, size),
+            inputs,
+        )
+    for b, s, h, d, t, k in [(2, 500, 3, 64, 700, 24), (1, 33, 2, 20, 41, 7), (3, 200, 12, 64, 100, 20)]:
+        direction = torch.nn.functional.normalize(torch.randn(t, k, 3, device=GPU), dim=-1)
+        table = torch.randint(0, s, (t, k), device=GPU)
+        yield (
+            f"neighbor {(b, s, h, d, t, k)}",
+            partial(nearby, direction, table),
+            [normal(b, s, h, 3), normal(b, s, h, d)],
+        )
+    for width in (768, 1280, 40):
+        yield f"add_norm {width}", ops.add_norm, [normal(2, 300, width) for _ in "ab"]
+    for heads, d, size in ((12, 64, 128), (3, 20, 12)):
+        angle = torch.rand(4 * size, d // 2, device=GPU)
+        x, local = normal(2, 4 * size, heads, d), normal(2, 4 * size, heads, d)
+        gates = [normal(2, 4 * size, heads, 3), local, normal(2, 4, heads, d), x]
+        yield f"rotate {(heads, d, size)}", partial(rotating, angle, size), [x]
+        yield f"block_means {(heads, d, size)}", partial(averaging, size), [x]
+        yield f"combine {(heads, d, size)}", ops.combine, gates
+        yield f"swiglu {heads * d}", ops.swiglu, [normal(2, 99, 2 * heads * d), normal(2, heads * d)]
+
+
+def selecting(picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | None) -> torch.Tensor:
+    return ops.selected_attention(*x, picked, size, impl=impl)
+
+
+def nearby(direction: torch.Tensor, table: torch.Tensor, *x: torch.Tensor, impl: str | None) -> torch.Tensor:
+    direction = direction.to(torch.promote_types(x[0].dtype, torch.float32))
+    return ops.neighbor_attention(direction, *x, table, scale=0.125, impl=impl)
+
+
+def rotating(angle: torch.Tensor, size: int, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return ops.rotate(x, angle.cos(), angle.sin(), size, impl=impl)
+
+
+def averaging(size: int, x: torch.Tensor, impl: str | None) -> torch.Tensor:
+    return ops.block_means(x, size, impl=impl)
+
+
+def run(call: Callable, inputs: list[torch.Tensor], dtype: torch.dtype, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs and gradients, weighted at random."""
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    out = call(*leaves)
+    outs = out if isinstance(out, tuple) else (out,)
+    weights = [weight[: o.numel()].view(o.shape).to(o) for o in outs]
+    return [*(o.detach() for o in outs), *torch.autograd.grad(outs, leaves, weights)]
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    error = (got.double() - expected).norm() / expected.norm().clamp(min=1e-30)
+    return float(error) if torch.isfinite(got).all() else float("nan")
+
+
+def check(part: str = "0/1") -> None:
+    """Errors against float64, forward and every gradient, beside the reference's in the same precision."""
+    index, parts = map(int, part.split("/"))
+    bad = 0
+    print("case | worst error, reference's: float32 | float16 | bfloat16 | repeats bit for bit")
+    for name, call, inputs in list(cases())[index::parts]:
+        cells, repeats = [], True
+        for dtype in DTYPES:
+            weight = torch.randn(4_000_000, device=GPU).to(dtype).double()
+            # the inputs' own rounding is nobody's error
+            exact = run(partial(call, impl="reference"), [x.to(dtype).double() for x in inputs], torch.float64, weight)
+            ours, again = (run(partial(call, impl="triton"), inputs, dtype, weight) for _ in range(2))
+            theirs = run(partial(call, impl="reference"), inputs, dtype, weight)
+            repeats &= all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+            errors = [[relative(a, b) for a, b in zip(x, exact, strict=True)] for x in (ours, theirs)]
+            least = 4 * torch.finfo(dtype).eps
+            wrong = not all(a <= max(2 * b, least) for a, b in zip(*errors, strict=True))
+            bad += wrong
+            cells.append(f"{max(errors[0]):.1e}, {max(errors[1]):.1e}{' WRONG' if wrong else ''}")
+        bad += not repeats
+        print(f"{name} | {' | '.join(cells)} | {repeats}", flush=True)
+    print(f"{bad} bad")
+
+
+# ---- fast ----
+
+
+def stage_one(
+    batch: int = 8, points: int = 49152, dtype: torch.dtype = torch.bfloat16
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Queries, keys and values of the network's first stage, and 24 picked blocks of 128."""
+    inputs = [
+        torch.randn(batch, points, n, 64, device=GPU, dtype=dtype).transpose(1, 2).requires_grad_() for n in (12, 3, 3)
+    ]
+    return inputs, torch.rand(batch, 3, points // 128, points // 128, device=GPU).topk(24).indices
+
+
+def forward(call: Callable, inputs: list[torch.Tensor]) -> float:
+    detached = [x.detach() for x in inputs]
+    return median(lambda: call(*detached))
+
+
+def both(call: Callable, inputs: list[torch.Tensor]) -> float:
+    grad = torch.randn_like(call(*inputs))
+    return median(lambda: torch.autograd.grad(call(*inputs), inputs, grad))
+
+
+def matrix_rate() -> float:
+    a, b = (torch.randn(8192, 8192, device=GPU, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / median(lambda: a @ b) / 1e9
+
+
+def attention() -> None:
+    inputs, picked = stage_one()
+    work, rate = 4.0 * inputs[0].numel() * 24 * 128, matrix_rate()
+    floor = work / rate / 1e9
+    print(f"matrix product {rate:.0f} TFLOP/s; floor {floor:.2f} ms forward, {3.5 * floor:.2f} forward + backward")
+    for name, call in (("ours", partial(selecting, picked, 128, impl="triton")), ("flex_attention", flex(picked))):
+        ahead, total = forward(call, inputs), both(call, inputs)
+        print(f"{name}: forward {ahead:.2f} ms ({work / ahead / 1e9:.0f} TFLOP/s), forward + backward {total:.2f} ms")
+    blocks = [x.detach().unflatten(2, (-1, 1024)).transpose(1, 2).flatten(0, 1).contiguous() for x in inputs]
+    dense = forward(partial(torch.nn.functional.scaled_dot_product_attention, enable_gqa=True), blocks)
+    ours = forward(partial(ops.local_attention, size=1024, impl="triton"), inputs)
+    print(f"local, blocks of 1024, forward: ours {ours:.2f} ms, PyTorch's dense attention {dense:.2f} ms")
+
+
+def flex(picked: torch.Tensor) -> Callable:
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    indices = picked.sort().values.repeat_interleave(4, 1).int()
+    counts = torch.full(indices.shape[:3], indices.shape[3], device=GPU, dtype=torch.int32)
+    padded = torch.nn.functional.pad(indices, (0, picked.shape[2] - picked.shape[3]))
+    mask = BlockMask.from_kv_blocks(torch.zeros_like(counts), torch.zeros_like(padded), counts, padded, BLOCK_SIZE=128)
+    return partial(torch.compile(flex_attention), block_mask=mask, enable_gqa=True)
+
+
+def scaling() -> None:
+    """Time against points, one sample with the heads of stage 1: ours, flex_attention and dense attention."""
+    for points in (49152, 131072, 196608, 524288, 786432, 1048576):
+        inputs, picked = stage_one(1, points)
+        ours = forward(partial(selecting, picked, 128, impl="triton"), inputs)
+        flexed = forward(flex(picked), inputs)
+        cells = [f"ours {ours:.3f} ms ({1e6 * ours / points:.2f} ns per point)", f"flex_attention {flexed:.3f} ms"]
+        if points <= 524288:
+            dense = partial(torch.nn.functional.scaled_dot_product_attention, enable_gqa=True)
+            detached = [x.detach().contiguous() for x in inputs]
+            dense_ms = do_bench(partial(dense, *detached), warmup=1, rep=1, return_mode="median")
+            cells.append(f"dense {dense_ms:.1f} ms ({dense_ms / ours:.0f} times ours)")
+        print(f"{points} points: {', '.join(cells)}", flush=True)
+        del inputs, picked
+        torch.cuda.empty_cache()
+
+
+def tiles() -> None:
+    """What each choice of tiles takes, at the sizes of stage 1."""
+    inputs, picked = stage_one()
+    q, k, v = (x.detach() for x in inputs)
+    picked, grad = picked.int(), torch.randn_like(inputs[0])
+    kept_rows = selected._attend(q, k, v, picked, 128, 0.125)
+    sweep = {
+        "forward": [
+            (128, 64, 4, 3),
+            (128, 64, 4, 4),
+            (128, 128, 8, 3),
+            (128, 128, 4, 3),
+            (256, 64, 8, 4),
+            (64, 128, 4, 3),
+        ],
+        "query": [(128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3), (64, 128, 4, 3)],
+        "key": [(64, 128, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 4, 2), (128, 64, 4, 3), (32, 128, 8, 3)],
+    }
+    calls = {
+        "forward": partial(selected._attend, q, k, v, picked, 128, 0.125),
+        "backward": partial(selected._attend_backward, grad, q, k, v, picked, *kept_rows, 128, 0.125),
+    }
+    for kind, choices in sweep.items():
+        kept = selected._TILES[kind]
+        for choice in choices:
+            selected._TILES[kind] = (selected._Tiles(*choice), *kept[1:])
+            selected._tiles.cache_clear()
+            what = "forward" if kind == "forward" else "backward"
+            print(f"{what} with {kind} tiles {choice}: {median(calls[what], 100):.2f} ms", flush=True)
+        selected._TILES[kind] = kept
+        selected._tiles.cache_clear()
+
+
+def era5() -> Mosaic:
+    longitude, latitude = np.arange(240) * 1.5, np.linspace(-90, 90, 121)
+    static = np.random.default_rng(0).normal(size=(240, 121, 3))
+    return Mosaic(PUBLISHED["era5"], longitude, latitude, static).to(GPU)
+
+
+def neighbors() -> None:
+    network = era5()
+    for name, module in (("to the mesh", network.interp_to_hp), ("to the grid", network.interp_to_ll)):
+        table = module.neighbors
+        sources = int(table.max()) + 1
+        inputs = [torch.randn(8, sources, 12, n, device=GPU, dtype=torch.bfloat16, requires_grad=True) for n in (3, 64)]
+        for impl in ("triton", "reference"):
+            call = partial(nearby, module.direction, table, impl=impl)
+            print(
+                f"neighbours {name}, 8 members, {impl}: forward {forward(call, inputs):.2f} ms, "
+                f"forward + backward {both(call, inputs):.2f} ms",
+                flush=True,
+            )
+
+
+def step() -> None:
+    network = era5().requires_grad_(False).eval()
+    for impl, dtype, members in (
+        (None, torch.float16, 8),
+        (None, torch.bfloat16, 8),
+        (None, torch.float16, 24),
+        ("reference", torch.float16, 8),
+    ):
+        network.impl = impl
+        history = torch.randn(1, members, 2, 240, 121, 82, device=GPU)
+        call = partial(network, history, torch.rand(1, 2, device=GPU), torch.randn(1, members, 32, device=GPU))
+        torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode(), torch.autocast(GPU, dtype):
+            began = time.perf_counter()
+            good = bool(torch.isfinite(call()).all())
+            first = time.perf_counter() - began
+            taken = [t / members for t in do_bench(call, warmup=200, rep=1500, quantiles=[0.5, 0.0, 1.0])]
+            print(
+                f"{impl or 'triton':9s} {str(dtype)[6:]:8s} {members:2d} members: {taken[0]:.1f} ms per member-step "
+                f"({taken[1]:.1f} … {taken[2]:.1f}), {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, "
+                f"first call {first:.1f} s, finite {good}",
+                flush=True,
+            )
+            if impl is None and members == 8 and dtype == torch.float16:
+                profile(call)
+
+
+def profile(call: Callable[[], object]) -> None:
+    """Where the time goes, by kernel, and how long the GPU waits between them."""
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as seen:
+        call()
+        torch.cuda.synchronize()
+    events = sorted(
+        (e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA), key=lambda e: e.time_range.start
+    )
+    span = events[-1].time_range.end - events[0].time_range.start
+    busy = sum(e.time_range.elapsed_us() for e in events)
+    print(f"  {span / 1e3:.1f} ms from first to last, {busy / 1e3:.1f} ms busy")
+    gaps = [(b.time_range.start - a.time_range.end, a.name[:50], b.name[:50]) for a, b in zip(events, events[1:])]  # noqa: RUF007, B905
+    for gap, before, after in sorted(gaps, reverse=True)[:6]:
+        print(f"  waits {gap:.0f} us between {before} and {after}")
+    for row in sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)[:16]:
+        print(f"  {row.self_device_time_total / 1e3:8.2f} ms {row.count:5d}x {row.key[:90]}")
+    waiting = [r for r in seen.key_averages() if "ynchronize" in r.key or "Memcpy" in r.key or r.key == "aten::item"]
+    for row in waiting:
+        print(f"  {row.count:5d}x {row.key}, {row.self_cpu_time_total / 1e3:.2f} ms of the CPU")
+
+
+def training() -> None:
+    """Forward and backward of two members in bfloat16, with and without computing activations again."""
+    network = era5()
+    history = torch.randn(1, 2, 2, 240, 121, 82, device=GPU)
+    args = (history, torch.rand(1, 2, device=GPU), torch.randn(1, 2, 32, device=GPU))
+    for impl in (None, "reference"):
+        for recompute in (False, True):
+            network.impl, network.recompute = impl, recompute
+            torch.cuda.reset_peak_memory_stats()
+
+            def update() -> None:
+                network.zero_grad(set_to_none=True)
+                with torch.autocast(GPU, torch.bfloat16):
+                    out = network(*args)
+                out.square().mean().backward()
+
+            update()
+            taken = [t / 2 for t in do_bench(update, warmup=200, rep=1500, quantiles=[0.5, 0.0, 1.0])]
+            print(
+                f"{impl or 'triton':9s} training, 2 members, recompute {recompute}: {taken[0]:.0f} ms per member "
+                f"({taken[1]:.0f} … {taken[2]:.0f}), {torch.cuda.max_memory_allocated() / 1e9:.1f} GB",
+                flush=True,
+            )
+
+
+def main() -> None:
+    import triton
+
+    print(f"torch {torch.__version__}, triton {triton.__version__}, {torch.cuda.get_device_name()}")
+    known = {f.__name__: f for f in (check, attention, neighbors, step, training, scaling, tiles)}
+    for word in sys.argv[1:] or ["check", "attention", "neighbors", "step", "training"]:
+        name, *rest = word.split(":")
+        known[name](*rest)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

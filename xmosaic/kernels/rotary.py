@@ -1,0 +1,174 @@
+"""Rotary positions and means over blocks of points, in one pass over memory: Triton, with gradients."""
+
+# Triton's own language has no annotations for most of what stands in a kernel.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _turned(x, point, mask, cos_ptr, sin_ptr, sign, D: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    """Adjacent pairs (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), or back with a negative sign."""
+    pair = tl.arange(0, WIDTH // 2)
+    angle = point[:, None] * (D // 2) + pair[None, :]
+    has_angle = mask[:, None] & (pair < D // 2)[None, :]
+    cos = tl.load(cos_ptr + angle, mask=has_angle, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=has_angle, other=0.0) * sign
+    first, second = tl.split(tl.reshape(x, (CHUNK, WIDTH // 2, 2)))
+    turned = tl.join(first * cos - second * sin, second * cos + first * sin)
+    return tl.reshape(turned, (CHUNK, WIDTH))
+
+
+@triton.jit
+def _rotate(
+    x_ptr,
+    cos_ptr,
+    sin_ptr,
+    out_ptr,
+    mean_ptr,
+    x_b,
+    x_p,
+    x_h,
+    points,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROTATE: tl.constexpr,
+):
+    head, block, batch = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS, tl.program_id(1).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    mean = tl.zeros((WIDTH,), tl.float32)
+    x_ptr += batch * x_b + head * x_h
+    for start in range(0, SIZE, CHUNK):
+        within = start + tl.arange(0, CHUNK)
+        point = (block * SIZE + within).to(tl.int64)
+        mask = (within < SIZE)[:, None] & (cols < D)[None, :]
+        x = tl.load(x_ptr + (point * x_p)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        if ROTATE:
+            x = _turned(x, point, within < SIZE, cos_ptr, sin_ptr, 1.0, D, CHUNK, WIDTH)
+            row = ((batch * points + point) * HEADS + head) * D
+            x = x.to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + row[:, None] + cols[None, :], x, mask=mask)
+        mean += tl.sum(x.to(tl.float32), 0)
+    row = ((batch * (points // SIZE) + block) * HEADS + head) * D
+    tl.store(mean_ptr + row + cols, (mean / SIZE).to(mean_ptr.dtype.element_ty), mask=cols < D)
+
+
+@triton.jit
+def _rotate_backward(
+    grad_ptr,
+    mean_grad_ptr,
+    cos_ptr,
+    sin_ptr,
+    dx_ptr,
+    grad_b,
+    grad_p,
+    grad_h,
+    points,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROTATE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    head, block, batch = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS, tl.program_id(1).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    mean_row = mean_grad_ptr + ((batch * (points // SIZE) + block) * HEADS + head) * D
+    mean = tl.load(mean_row + cols, mask=cols < D, other=0.0).to(tl.float32) / SIZE
+    grad_ptr += batch * grad_b + head * grad_h
+    for start in range(0, SIZE, CHUNK):
+        within = start + tl.arange(0, CHUNK)
+        point = (block * SIZE + within).to(tl.int64)
+        mask = (within < SIZE)[:, None] & (cols < D)[None, :]
+        g = tl.zeros((CHUNK, WIDTH), tl.float32) + mean[None, :]
+        if WHOLE:
+            g += tl.load(grad_ptr + (point * grad_p)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        if ROTATE:
+            g = _turned(g, point, within < SIZE, cos_ptr, sin_ptr, -1.0, D, CHUNK, WIDTH)
+        row = ((batch * points + point) * HEADS + head) * D
+        tl.store(dx_ptr + row[:, None] + cols[None, :], g.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+def _blocks(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]:
+    batch, points, heads, d = x.shape
+    width = max(2, triton.next_power_of_2(d))
+    chunk = max(1, min(triton.next_power_of_2(size), 2048 // width))
+    constants = {"HEADS": heads, "SIZE": size, "CHUNK": chunk, "D": d, "WIDTH": width, "num_warps": 4}
+    return (heads * (points // size), batch), constants
+
+
+@torch.library.custom_op("xmosaic::rotate", mutates_args=())
+def _rotate_op(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, rotate: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, points, heads, d = x.shape
+    out = x.new_empty(x.shape if rotate else 0)
+    mean = x.new_empty(batch, points // size, heads, d)
+    grid, constants = _blocks(x, size)
+    _rotate[grid](x, cos, sin, out, mean, *x.stride()[:3], points, ROTATE=rotate, **constants)
+    return out, mean
+
+
+@_rotate_op.register_fake
+def _(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, rotate: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, points, heads, d = x.shape
+    return x.new_empty(x.shape if rotate else 0), x.new_empty(batch, points // size, heads, d)
+
+
+@torch.library.custom_op("xmosaic::rotate_backward", mutates_args=())
+def _rotate_backward_op(
+    grad: torch.Tensor, mean_grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, rotate: bool
+) -> torch.Tensor:
+    batch, blocks, heads, d = mean_grad.shape
+    dx = mean_grad.new_empty(batch, blocks * size, heads, d)
+    grid, constants = _blocks(dx, size)
+    strides = grad.stride()[:3] if rotate else (0, 0, 0)
+    args = (grad, mean_grad.contiguous(), cos, sin, dx, *strides, blocks * size)
+    _rotate_backward[grid](*args, ROTATE=rotate, WHOLE=rotate, **constants)
+    return dx
+
+
+@_rotate_backward_op.register_fake
+def _(
+    grad: torch.Tensor, mean_grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, rotate: bool
+) -> torch.Tensor:
+    batch, blocks, heads, d = mean_grad.shape
+    return mean_grad.new_empty(batch, blocks * size, heads, d)
+
+
+def _rotate_keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, cos, sin, ctx.size, ctx.rotate = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _rotate_back(ctx: Any, grad: torch.Tensor, mean_grad: torch.Tensor) -> tuple:
+    if ctx.rotate and grad.stride(-1) != 1:
+        grad = grad.contiguous()
+    dx = _rotate_backward_op(grad, mean_grad, *ctx.saved_tensors, ctx.size, ctx.rotate)
+    return dx, None, None, None, None
+
+
+_rotate_op.register_autograd(_rotate_back, setup_context=_rotate_keep)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, point, head, d) rotated by (point, d / 2) angles, and its means over blocks of points."""
+    return _rotate_op(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, size, True)
+
+
+def block_means(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Means of (batch, point, head, d) over blocks of points."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return _rotate_op(x, x, x, size, False)[1]

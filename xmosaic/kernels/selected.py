@@ -1,0 +1,484 @@
+"""Selected attention in Triton: forward, and backward without atomics, so that gradients repeat bit for bit.
+
+The queries of a block's group of heads share their keys, so they are rows of one matrix: a program takes `M` of these
+``group · block_size`` rows. The keys of the picked blocks are one long list, of which it reads `N` at a time.
+"""
+
+# Triton's own language has no annotations for most of what stands in a kernel.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _keys_of(idx_ptr, i, keys, count, SIZE: tl.constexpr, N: tl.constexpr):
+    """Points of the i-th `N` keys of a list of picked blocks, and which of them exist."""
+    if SIZE % N == 0:
+        block = tl.load(idx_ptr + i // (SIZE // N))
+        return block.to(tl.int64) * SIZE + (i % (SIZE // N)) * N + keys, keys >= 0
+    else:
+        position = i * N + keys
+        exists = position < count * SIZE
+        block = tl.load(idx_ptr + position // SIZE, mask=exists, other=0)
+        return block.to(tl.int64) * SIZE + position % SIZE, exists
+
+
+@triton.jit
+def _load(pointers, rows, cols, WHOLE: tl.constexpr):
+    if WHOLE:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=rows[:, None] & cols[None, :], other=0.0)
+
+
+@triton.jit
+def _forward(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    idx_ptr,
+    out_ptr,
+    lse_ptr,
+    total_ptr,
+    q_b,
+    q_h,
+    q_p,
+    k_b,
+    k_h,
+    k_p,
+    v_b,
+    v_h,
+    v_p,
+    out_b,
+    out_h,
+    out_p,
+    kv_heads,
+    points,
+    count,
+    scale_log2,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
+    WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
+    WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
+    block, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) % TILES * M + tl.arange(0, M)
+    has_row = row < GROUP * SIZE
+    query_head = (head * GROUP + row // SIZE).to(tl.int64)
+    point = block.to(tl.int64) * SIZE + row % SIZE
+    cols, keys = tl.arange(0, WIDTH), tl.arange(0, N)
+    has_col = cols < D
+    q_tile = q_ptr + batch * q_b + (query_head * q_h + point * q_p)[:, None] + cols[None, :]
+    q = _load(q_tile, has_row, has_col, WHOLE_M)
+    k_ptr += batch * k_b + head * k_h
+    v_ptr += batch * v_b + head * v_h
+    idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
+    acc = tl.zeros((M, WIDTH), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    peak = tl.full((M,), float("-inf"), tl.float32)
+    for i in tl.range(0, tl.cdiv(count * SIZE, N)):
+        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N)
+        k = _load(k_ptr + (key * k_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if SIZE % N != 0:
+            s = tl.where(exists[None, :], s, float("-inf"))
+        higher = tl.maximum(peak, tl.max(s, 1) * scale_log2)
+        p = tl.exp2(s * scale_log2 - higher[:, None])
+        fade = tl.exp2(peak - higher)
+        total = total * fade + tl.sum(p, 1)
+        v = _load(v_ptr + (key * v_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
+        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        peak = higher
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    out_tile = out_ptr + batch * out_b + (query_head * out_h + point * out_p)[:, None] + cols[None, :]
+    tl.store(out_tile, out, mask=has_row[:, None] & has_col[None, :])
+    scalars = (batch * kv_heads * GROUP + query_head) * points + point
+    if EXACT:
+        tl.store(lse_ptr + scalars, peak, mask=has_row)
+        tl.store(total_ptr + scalars, total, mask=has_row)
+    else:
+        tl.store(lse_ptr + scalars, peak + tl.log2(total), mask=has_row)
+
+
+@triton.jit
+def _backward_query(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    idx_ptr,
+    out_ptr,
+    lse_ptr,
+    total_ptr,
+    grad_ptr,
+    delta_ptr,
+    dq_ptr,
+    q_b,
+    q_h,
+    q_p,
+    k_b,
+    k_h,
+    k_p,
+    v_b,
+    v_h,
+    v_p,
+    out_b,
+    out_h,
+    out_p,
+    grad_b,
+    grad_h,
+    grad_p,
+    dq_b,
+    dq_h,
+    dq_p,
+    kv_heads,
+    points,
+    count,
+    scale,
+    scale_log2,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
+    WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
+    WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
+    block, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) % TILES * M + tl.arange(0, M)
+    has_row = row < GROUP * SIZE
+    query_head = (head * GROUP + row // SIZE).to(tl.int64)
+    point = block.to(tl.int64) * SIZE + row % SIZE
+    cols, keys = tl.arange(0, WIDTH), tl.arange(0, N)
+    has_col = cols < D
+    q_tile = q_ptr + batch * q_b + (query_head * q_h + point * q_p)[:, None] + cols[None, :]
+    q = _load(q_tile, has_row, has_col, WHOLE_M)
+    out_tile = out_ptr + batch * out_b + (query_head * out_h + point * out_p)[:, None] + cols[None, :]
+    grad_tile = grad_ptr + batch * grad_b + (query_head * grad_h + point * grad_p)[:, None] + cols[None, :]
+    grad = _load(grad_tile, has_row, has_col, WHOLE_M)
+    delta = tl.sum(_load(out_tile, has_row, has_col, WHOLE_M).to(tl.float32) * grad.to(tl.float32), 1)
+    scalars = (batch * kv_heads * GROUP + query_head) * points + point
+    tl.store(delta_ptr + scalars, delta, mask=has_row)
+    lse = tl.load(lse_ptr + scalars, mask=has_row, other=0.0)
+    if EXACT:
+        share = 1.0 / tl.load(total_ptr + scalars, mask=has_row, other=1.0)
+    k_ptr += batch * k_b + head * k_h
+    v_ptr += batch * v_b + head * v_h
+    idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
+    acc = tl.zeros((M, WIDTH), tl.float32)
+    for i in tl.range(0, tl.cdiv(count * SIZE, N)):
+        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N)
+        k = _load(k_ptr + (key * k_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
+        v = _load(v_ptr + (key * v_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
+        p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 - lse[:, None])
+        if EXACT:
+            p *= share[:, None]
+        ds = p * (tl.dot(grad, v.T, input_precision=PRECISION) - delta[:, None])
+        # keys that don't exist are zeros, and so add nothing
+        acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+    dq_tile = dq_ptr + batch * dq_b + (query_head * dq_h + point * dq_p)[:, None] + cols[None, :]
+    tl.store(dq_tile, (acc * scale).to(dq_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
+
+
+@triton.jit
+def _backward_key(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    order_ptr,
+    first_ptr,
+    pickers_ptr,
+    lse_ptr,
+    total_ptr,
+    grad_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    q_b,
+    q_h,
+    q_p,
+    k_b,
+    k_h,
+    k_p,
+    v_b,
+    v_h,
+    v_p,
+    grad_b,
+    grad_h,
+    grad_p,
+    dk_b,
+    dk_h,
+    dk_p,
+    dv_b,
+    dv_h,
+    dv_p,
+    kv_heads,
+    points,
+    count,
+    scale,
+    scale_log2,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
+    PARTS: tl.constexpr = (SIZE + N - 1) // N
+    WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
+    WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    blocks = points // SIZE
+    lists = batch * kv_heads + head
+    block = tl.load(order_ptr + lists * blocks + tl.program_id(0) // PARTS)
+    within = tl.program_id(0) % PARTS * N + tl.arange(0, N)
+    exists = within < SIZE
+    key = block.to(tl.int64) * SIZE + within
+    rows, cols = tl.arange(0, M), tl.arange(0, WIDTH)
+    has_col = cols < D
+    k = _load(k_ptr + batch * k_b + head * k_h + (key * k_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
+    v = _load(v_ptr + batch * v_b + head * v_h + (key * v_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
+    first = tl.load(first_ptr + lists * (blocks + 1) + block)
+    last = tl.load(first_ptr + lists * (blocks + 1) + block + 1)
+    pickers_ptr += lists * blocks * count
+    q_ptr += batch * q_b + head * GROUP * q_h
+    grad_ptr += batch * grad_b + head * GROUP * grad_h
+    lse_ptr += (batch * kv_heads + head) * GROUP * points
+    if EXACT:
+        total_ptr += (batch * kv_heads + head) * GROUP * points
+    delta_ptr += (batch * kv_heads + head) * GROUP * points
+    dk = tl.zeros((N, WIDTH), tl.float32)
+    dv = tl.zeros((N, WIDTH), tl.float32)
+    for i in tl.range(first * TILES, last * TILES):
+        picker = tl.load(pickers_ptr + i // TILES).to(tl.int64)
+        row = i % TILES * M + rows
+        has_row = row < GROUP * SIZE
+        member = (row // SIZE).to(tl.int64)
+        point = picker * SIZE + row % SIZE
+        q = _load(q_ptr + (member * q_h + point * q_p)[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
+        grad = _load(grad_ptr + (member * grad_h + point * grad_p)[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
+        lse = tl.load(lse_ptr + member * points + point, mask=has_row, other=0.0)
+        delta = tl.load(delta_ptr + member * points + point, mask=has_row, other=0.0)
+        # transposed, so that both accumulators take their left operand from registers
+        p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale_log2 - lse[None, :])
+        if EXACT:
+            p /= tl.load(total_ptr + member * points + point, mask=has_row, other=1.0)[None, :]
+        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        ds = p * (tl.dot(v, grad.T, input_precision=PRECISION) - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    mask = exists[:, None] & has_col[None, :]
+    dk_tile = dk_ptr + batch * dk_b + head * dk_h + (key * dk_p)[:, None] + cols[None, :]
+    dv_tile = dv_ptr + batch * dv_b + head * dv_h + (key * dv_p)[:, None] + cols[None, :]
+    tl.store(dk_tile, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask)
+    tl.store(dv_tile, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+
+
+class _Tiles:
+    """Rows and keys of a program, its warps, and the depth of its pipeline."""
+
+    def __init__(self, rows: int, keys: int, warps: int, stages: int) -> None:
+        self.rows, self.keys, self.warps, self.stages = rows, keys, warps, stages
+
+
+# Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
+_TILES = {
+    "forward": (_Tiles(128, 128, 4, 3), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
+    "query": (_Tiles(128, 64, 8, 3), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+    "key": (_Tiles(128, 64, 4, 2), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+}
+
+
+@functools.lru_cache
+def _tiles(kind: str, element_size: int, width: int, rows: int, size: int) -> _Tiles:
+    chosen = _TILES[kind][2 if element_size > 2 else int(width > 64)]
+    # a matrix product takes 16 rows at least
+    fitting = (max(16, min(most, triton.next_power_of_2(n))) for most, n in ((chosen.rows, rows), (chosen.keys, size)))
+    # the keys of several small blocks fill one tile, but on the way back a program has one block's
+    m, n = fitting
+    return _Tiles(m, n if kind == "key" else max(n, min(chosen.keys, 32)), chosen.warps, chosen.stages)
+
+
+def _constants(kind: str, q: torch.Tensor, k: torch.Tensor, size: int) -> tuple[_Tiles, dict[str, Any]]:
+    d, group = q.shape[3], q.shape[1] // k.shape[1]
+    width = max(16, triton.next_power_of_2(d))
+    tiles = _tiles(kind, q.element_size(), width, group * size, size)
+    # float32 stays float32 unless the user said otherwise for all products
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    return tiles, {
+        "GROUP": group,
+        "SIZE": size,
+        "D": d,
+        "WIDTH": width,
+        "M": tiles.rows,
+        "N": tiles.keys,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        # The logarithm of a large sum has too few digits after the point for float32's own precision.
+        "EXACT": q.dtype == torch.float32,
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+    }
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    """Empty, points before heads in memory: what the layers around want."""
+    batch, heads, points, d = x.shape
+    return x.new_empty(batch, points, heads, d).transpose(1, 2)
+
+
+def _row_sums(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of each row's sum; in float32 its greatest logit and its sum instead."""
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    return lse, lse.new_empty(lse.shape if q.dtype == torch.float32 else 0)
+
+
+@torch.library.custom_op("xmosaic::selected_attention", mutates_args=())
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, picked: torch.Tensor, size: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, heads, points, _ = q.shape
+    out, (lse, total) = _like(q), _row_sums(q)
+    tiles, constants = _constants("forward", q, k, size)
+    grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
+    strides = [n for x in (q, k, v, out) for n in x.stride()[:3]]
+    shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
+    _forward[grid](q, k, v, picked, out, lse, total, *strides, *shape, **constants)
+    return out, lse, total
+
+
+@_attend.register_fake
+def _(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, picked: torch.Tensor, size: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _like(q), *_row_sums(q)
+
+
+@torch.library.custom_op("xmosaic::selected_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    picked: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    total: torch.Tensor,
+    size: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, heads, points, _ = q.shape
+    kv_heads, count = k.shape[1], picked.shape[3]
+    grad = last_dense(grad)
+    dq, dk, dv, delta = _like(q), _like(k), _like(v), torch.empty_like(lse)
+    shape = (kv_heads, points, count, scale, scale / math.log(2))
+    tiles, constants = _constants("query", q, k, size)
+    grid = (points // size * triton.cdiv(heads // kv_heads * size, tiles.rows), kv_heads, batch)
+    strides = [n for x in (q, k, v, out, grad, dq) for n in x.stride()[:3]]
+    _backward_query[grid](q, k, v, picked, out, lse, total, grad, delta, dq, *strides, *shape, **constants)
+    tiles, constants = _constants("key", q, k, size)
+    grid = (points // size * triton.cdiv(size, tiles.keys), kv_heads, batch)
+    strides = [n for x in (q, k, v, grad, dk, dv) for n in x.stride()[:3]]
+    _backward_key[grid](q, k, v, *inverse(picked), lse, total, grad, delta, dk, dv, *strides, *shape, **constants)
+    return dq, dk, dv
+
+
+@_attend_backward.register_fake
+def _(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    picked: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    total: torch.Tensor,
+    size: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _like(q), _like(k), _like(v)
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    q, k, v, picked, ctx.size, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, picked, *output)
+
+
+def _back(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple:
+    q, k, v, picked, out, lse, total = ctx.saved_tensors
+    return (*_attend_backward(grad, q, k, v, picked, out, lse, total, ctx.size, ctx.scale), None, None, None)
+
+
+_attend.register_autograd(_back, setup_context=_keep)
+
+
+def inverse(picked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Who picked each key block.
+
+    Parameters
+    ----------
+    picked : int32 Tensor, (batch, kv_head, block, count)
+
+    Returns
+    -------
+    order : int32 Tensor, (batch, kv_head, block)
+        Key blocks, those picked most often first, so that the longest work begins first.
+    first : int32 Tensor, (batch, kv_head, block + 1)
+        Where the list of each key block begins.
+    pickers : int32 Tensor, (batch, kv_head, block · count)
+        The lists, one after the other: query blocks, a block twice if it picked twice.
+    """
+    blocks, count = picked.shape[2:]
+    ordered, where = picked.flatten(2).sort(stable=True)
+    edges = torch.arange(blocks + 1, dtype=picked.dtype, device=picked.device).expand(*picked.shape[:2], -1)
+    first = torch.searchsorted(ordered, edges.contiguous(), out_int32=True)
+    order = first.diff().argsort(descending=True, stable=True)
+    return order.int(), first, (where // count).int()
+
+
+def last_dense(x: torch.Tensor) -> torch.Tensor:
+    """The tensor itself if its last axis is dense in memory, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def selected_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_indices: torch.Tensor,
+    block_size: int,
+    scale: float,
+) -> torch.Tensor:
+    """As `xmosaic.kernels.selected_attention`, on arguments that were checked."""
+    query, key, value = (last_dense(x) for x in (query, key, value))
+    picked = block_indices.int().contiguous()
+    return _attend(query, key, value, picked, block_size, scale)[0]
+
+
+def local_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: int) -> torch.Tensor:
+    """As `xmosaic.kernels.local_attention`: every block of points picks its own neighbours."""
+    points, d = query.shape[2:]
+    block = math.gcd(size, 128)
+    own = torch.arange(points // block, device=query.device, dtype=torch.int32) // (size // block)
+    picked = own[:, None] * (size // block) + torch.arange(size // block, device=query.device, dtype=torch.int32)
+    picked = picked.expand(*key.shape[:2], -1, -1)
+    return selected_attention(query, key, value, picked, block, d**-0.5)
