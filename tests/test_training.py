@@ -1,23 +1,26 @@
 """Training: its loss and gradients; the same when resumed and over ranks; what it says when something is wrong."""
 
+import asyncio
 import dataclasses
 import errno
+import importlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from fsspec.asyn import AsyncFileSystem
 from models import make_dataset, make_model
+from processes import process_of
 
 import xmosaic
 from xmosaic.checkpoint import load_model
@@ -134,6 +137,79 @@ def test_command_line(tmp_path, capsys):
     ):
         assert main(arguments) == 1, arguments
         assert text in capsys.readouterr().err
+
+
+class Bucket(AsyncFileSystem):
+    """A bucket far away: each answer takes its time, and how many are under way is counted."""
+
+    protocol, cachable = "bucket", False
+    folder: Path
+    under_way = most = 0
+    tokens: ClassVar[set] = set()
+
+    def __init__(self, token=None, **kwargs):
+        super().__init__(**kwargs)
+        Bucket.tokens.add(token)
+
+    async def _cat_file(self, path, start=None, end=None, **kwargs):
+        Bucket.under_way += 1
+        Bucket.most = max(Bucket.most, Bucket.under_way)
+        await asyncio.sleep(0.002)
+        Bucket.under_way -= 1
+        return (self.folder / path).read_bytes()[start:end]
+
+    async def _info(self, path, **kwargs):
+        if not (self.folder / path).exists():
+            raise FileNotFoundError(path)
+        return {"name": path, "size": (self.folder / path).stat().st_size, "type": "file"}
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Its name, with the analyses in it, a chunk per level and time."""
+    sizes = {v: (1,) * (DS[v].ndim - 2) + DS[v].shape[-2:] for v in VARIABLES}
+    encoding = {v: {"chunks": size} for v, size in sizes.items()}
+    DS[list(VARIABLES)].to_zarr(tmp_path / "data.zarr", encoding=encoding, zarr_format=2)
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    Bucket.folder, Bucket.most, Bucket.tokens = tmp_path, 0, set()
+    return "bucket://data.zarr"
+
+
+OPTIONS = [
+    *("--train", "2020-01-01", "2020-01-25", "--validation", "2020-01-26", "2020-02-09", "--quiet", "--device", "cpu"),
+    *("--set", "size=0.02", "nside=4", "updates=2", "neighbors=4", "validation_samples=2"),
+]
+
+
+def test_command_line_reads_from_a_bucket(bucket, tmp_path, monkeypatch, capsys):
+    """As from a disk, with more answers under way than threads that ask; fsspec's settings reach the bucket."""
+    monkeypatch.setitem(fsspec.config.conf, "bucket", {"token": "anon"})
+    command = ["--workers", "1", *OPTIONS]
+    assert main(["train", bucket, "--out", str(tmp_path / "far"), *command]) == 0
+    assert Bucket.most > 1
+    assert Bucket.tokens == {"anon"}
+    assert main(["train", str(tmp_path / "data.zarr"), "--out", str(tmp_path / "near"), *command]) == 0
+    far, near = (read_history(tmp_path / name) for name in ("far", "near"))
+    xr.testing.assert_identical(_losses(far), _losses(near))
+
+
+def test_command_line_reads_from_memory(tmp_path, capsys):
+    DS.to_zarr("memory://analyses.zarr", mode="w", zarr_format=2)
+    assert main(["train", "memory://analyses.zarr", "--out", str(tmp_path / "run"), *OPTIONS]) == 0
+    assert load_model(tmp_path / "run" / "model.safetensors")
+
+
+@pytest.mark.parametrize("url", ["gs://weatherbench2/era5.zarr", "s3://some/where.zarr"])
+@pytest.mark.parametrize(
+    "command", [["train", "--out", "run"], ["check"], ["forecast", "out.zarr", "--lead", "1D", "--members", "1"]]
+)
+def test_bucket_without_its_backend_names_the_extra(url, command, monkeypatch, capsys):
+    for name in ("gcsfs", "s3fs"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, url[:2], raising=False)
+    assert main([command[0], url, *command[1:]]) == 1
+    text = capsys.readouterr().err
+    assert f"{url} can't be opened" in text and "xmosaic[cloud]" in text
 
 
 # ------------------------------------------------------------------------------------------------ loss and gradient
@@ -290,30 +366,20 @@ def test_interrupted_is_uninterrupted(run, tmp_path, monkeypatch, broken_at):
     assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), whole.network.parameters(), strict=True))
 
 
-_SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-from test_training import BASE, _train
-torch.set_num_threads(1)  # as here: sums are split by threads
-_train(out=sys.argv[1], resume=len(sys.argv) > 2)
-"""
-
-
 def test_killed_is_uninterrupted(run, tmp_path):
     """SIGKILL at some moment; the same command goes on."""
     _, whole = run
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent)))
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, script, out])
+    process = process_of(_train, out=out)
+    process.start()
     deadline = time.monotonic() + 60
-    while not (out / "states.json").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (out / "states.json").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.15)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run([sys.executable, script, out, "resume"], check=True, timeout=120)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    _train(out=out, resume=True)
     xr.testing.assert_identical(_losses(read_history(out)), _losses(whole.history))
 
 
@@ -362,50 +428,6 @@ def test_loss_that_is_no_number_names_channel_and_times(tmp_path):
     schema = Schema.from_variables(VARIABLES)
     with pytest.raises(MosaicError, match="geopotential_500; samples from 2020-01-01"):
         check_finite(np.nan, torch.tensor([1.0, torch.nan, 1.0]), schema, pd.DatetimeIndex(["2020-01-01"]), 3)
-
-
-# ---------------------------------------------------------------------------------------------------- many ranks
-
-_RANK = """
-import json, sys
-sys.path.insert(0, {tests!r})
-import torch
-from test_training import BASE, DS
-from xmosaic.training import train
-torch.set_num_threads(1)
-model = train(DS, BASE, out=sys.argv[1], device="cpu", progress=False, workers=1)
-"""
-
-
-def test_two_ranks_are_one(run, tmp_path):
-    """The same losses to rounding, and one folder."""
-    _, whole = run
-    script = tmp_path / "script.py"
-    script.write_text(_RANK.format(tests=str(Path(__file__).parent)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path / "run"],
-            env=os.environ
-            | {
-                "WORLD_SIZE": "2",
-                "RANK": str(r),
-                "LOCAL_RANK": str(r),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    errors = [rank.communicate(timeout=180)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], textwrap.shorten(" ".join(errors), 3000)
-    history = read_history(tmp_path / "run")
-    np.testing.assert_allclose(history["loss"], whole.history["loss"], rtol=1e-4)
-    np.testing.assert_allclose(history["validation_crps"], whole.history["validation_crps"], rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------- fine-tuning

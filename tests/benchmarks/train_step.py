@@ -1,18 +1,23 @@
-"""Training of the full 214 M network on one GPU: samples per second, memory, share of the matrix rate, loader share.
+"""Training of the full 214 M network: samples per second, memory, share of the matrix rate, loader share.
 
-python tests/benchmarks/train_step.py [UPDATES]
+python tests/benchmarks/train_step.py 12                                             # a table of cases on one GPU
 python tests/benchmarks/train_step.py 12 FOLDER 4                                    # one case: batch 4, recomputing
 torchrun --nproc-per-node=2 tests/benchmarks/train_step.py 12 FOLDER 8               # the same on two GPUs
+torchrun --nproc-per-node=2 tests/benchmarks/train_step.py 12 FOLDER 8 --parallel ddp fsdp
+torchrun --nproc-per-node=2 tests/benchmarks/train_step.py 12 FOLDER 1 --members 2 --parallel ddp fsdp
+torchrun --nproc-per-node=2 tests/benchmarks/train_step.py 12 FOLDER 4 --members 2 --member-ranks 2
+torchrun --nproc-per-node=2 tests/benchmarks/train_step.py 6 FOLDER 8 --parallel ddp fsdp --losses
 
-Random fields of the 82 channels in a local Zarr store, one chunk per time; `xmosaic.train` with the `paper_era5`
-network, two members, bfloat16. The matrix rate is measured in the same run.
+Random fields of the 82 channels in a local Zarr store in FOLDER, made if it isn't there, one chunk per time;
+`xmosaic.train` with the `paper_era5` network, bfloat16. The matrix rate is measured in the same run. A batch of 1 on
+two GPUs spreads its members. `--losses` prints every loss besides, to compare the ways; `--save` writes the states too.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,6 +60,19 @@ def make(folder: Path, times: int = 40) -> xr.Dataset:
     return xr.open_zarr(folder / "data.zarr", consolidated=False)
 
 
+def shared_store(folder: Path) -> xr.Dataset:
+    """The store in a folder, which the first rank makes if it isn't there."""
+    store = folder / "data.zarr"
+    if FIRST and not store.exists():
+        folder.mkdir(exist_ok=True, parents=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            make(Path(scratch))
+            os.replace(Path(scratch) / "data.zarr", store)
+    while not store.exists():
+        time.sleep(0.5)
+    return xr.open_zarr(store, consolidated=False)
+
+
 def matrix_rate() -> float:
     """bfloat16 matrix product, TFLOP/s."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -68,52 +86,100 @@ def matrix_rate() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12
 
 
-def measure(ds: xr.Dataset, updates: int, batch: int, recompute: bool, rollout: int, rate: float) -> None:
+@dataclasses.dataclass
+class Case:
     """One line of the table."""
+
+    batch: int
+    recompute: bool = True
+    rollout: int = 1
+    members: int = 2
+    parallel: str = "ddp"
+    member_ranks: int | None = None
+
+
+def measure(ds: xr.Dataset, updates: int, case: Case, rate: float, losses: bool, out: str | None) -> None:
+    """Print a line."""
     recipe = xmosaic.recipes.paper_era5(("2020-01-01", "2020-01-31"), ("2020-02-01", "2020-02-09"), None)
-    stage = xmosaic.Stage(updates, rollout=rollout, batch_size=batch)
+    stage = xmosaic.Stage(updates, rollout=case.rollout, batch_size=case.batch)
     config = dataclasses.replace(
-        recipe, stages=(stage,), checkpoint_activations=recompute, validation_samples=WORLD, validation_members=2
+        recipe,
+        stages=(stage,),
+        members=case.members,
+        checkpoint_activations=case.recompute,
+        validation_samples=WORLD,
+        validation_members=2,
     )
     torch.cuda.reset_peak_memory_stats()
-    model = xmosaic.train(ds, config, progress=False, workers=min(8, os.cpu_count() or 1))
+    began = time.perf_counter()
+    model = xmosaic.train(
+        ds,
+        config,
+        out=out,
+        progress=False,
+        workers=min(8, os.cpu_count() or 1),
+        parallel=case.parallel,
+        member_ranks=case.member_ranks,
+    )
     if FIRST:
         history = model.history.isel(update=slice(3, None))
         seconds, waited = history["seconds"], history["waited"]
         median = float(seconds.median())
-        steps = batch * config.members * rollout
-        share = steps * FORWARD * (4 if recompute else 3) / median / 1e12 / rate / WORLD
+        steps = case.batch * config.members * case.rollout
+        share = steps * FORWARD * (4 if case.recompute else 3) / median / 1e12 / rate / WORLD
         peak = torch.cuda.max_memory_allocated() / 1e9
+        parts = case.member_ranks or max(1, WORLD // case.batch)
         print(
-            f"| {WORLD} | {batch} | {recompute} | {rollout} | {1e3 * median:.0f} ({1e3 * float(seconds.min()):.0f} … "
-            f"{1e3 * float(seconds.max()):.0f}) | {batch / median:.2f} | {1e3 * median * WORLD / steps:.0f} "
+            f"| {WORLD} | {case.parallel} | {parts} | {case.batch} | {case.members} | {case.recompute} "
+            f"| {case.rollout} "
+            f"| {1e3 * median:.0f} ({1e3 * float(seconds.min()):.0f} … {1e3 * float(seconds.max()):.0f}) "
+            f"| {case.batch / median:.2f} | {1e3 * median * WORLD / steps:.0f} "
             f"| {share:.0%} | {float(waited.sum() / seconds.sum()):.1%} | {peak:.0f} |",
             flush=True,
         )
+        if losses:
+            print(f"losses {np.array2string(model.history['loss'].values, precision=6, max_line_width=200)}")
+            print(
+                f"validation CRPS {model.history['validation_crps'].values}, {time.perf_counter() - began:.0f} s in all"
+            )
     del model
     torch.cuda.empty_cache()
 
 
 def main() -> None:
     """Print the table."""
-    updates = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+    parser = argparse.ArgumentParser()
+    parser.add_argument("updates", type=int, nargs="?", default=12)
+    parser.add_argument("folder", nargs="?", help="for the data; a folder that goes away by default")
+    parser.add_argument("batch", type=int, nargs="?", help="one case of this batch instead of the table")
+    parser.add_argument("--members", type=int, default=2)
+    parser.add_argument("--rollout", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="keep activations instead of computing them again")
+    parser.add_argument("--parallel", nargs="+", choices=("ddp", "fsdp"), default=["ddp"], help="one line for each")
+    parser.add_argument("--member-ranks", type=int)
+    parser.add_argument("--losses", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write states too, to FOLDER/run-…")
+    options = parser.parse_args()
     rate = matrix_rate()
     if FIRST:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, matrix product {rate:.0f} TFLOP/s")
-        print("| GPUs | batch | recompute | rollout | ms per update | samples/s | ms per member-step ", end="")
-        print("| matrix rate | waited | GB |")
-        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
-    if len(sys.argv) > 3:
-        folder = Path(sys.argv[2])
-        folder.mkdir(exist_ok=True)
-        there = (folder / "data.zarr").exists()
-        ds = xr.open_zarr(folder / "data.zarr", consolidated=False) if there else make(folder)
-        measure(ds, updates, int(sys.argv[3]), True, 1, rate)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        ds = make(Path(scratch))
-        for batch, recompute, rollout in CASES:
-            measure(ds, updates, batch, recompute, rollout, rate)
+        print(
+            "| GPUs | parallel | ranks per sample | batch | members | recompute | rollout | ms per update | samples/s ",
+            end="",
+        )
+        print("| ms per member-step | matrix rate | waited | GB |")
+        print("|---" * 13 + "|", flush=True)
+    if options.batch is not None:
+        ds = shared_store(Path(options.folder))
+        for way in options.parallel:
+            case = Case(options.batch, not options.keep, options.rollout, options.members, way, options.member_ranks)
+            out = f"{options.folder}/run-{way}-{WORLD}-{options.batch}" if options.save else None
+            measure(ds, options.updates, case, rate, options.losses, out)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            ds = make(Path(scratch))
+            for batch, recompute, rollout in CASES:
+                measure(ds, options.updates, Case(batch, recompute, rollout), rate, options.losses, None)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from ..errors import CheckpointError, StoreError, explain
 
 _KEPT = 2
+# What a state in shards has besides them, in its folder.
+_PLAIN = "plain.json"
 
 
 class RunFolder:
@@ -24,7 +27,8 @@ class RunFolder:
     Parameters
     ----------
     path : path
-        ``config.json``; ``state-….pt``, the last two, listed with their digests in ``states.json``; ``history.jsonl``;
+        ``config.json``; the last two states, ``state-….pt`` or in shards a folder ``state-…`` of
+        `torch.distributed.checkpoint`, listed with their digests in ``states.json``; ``history.jsonl``;
         ``model.safetensors``.
     """
 
@@ -71,21 +75,70 @@ class RunFolder:
         """
         name = f"state-{state['update']:08d}.pt"
         self._write(self.path / name, lambda file: torch.save(state, file))
-        kept = [entry for entry in self._states() if entry["file"] != name]
-        entry = {"file": name, "update": state["update"], "sha256": _digest(self.path / name)}
+        self._record({"file": name, "update": state["update"], "sha256": _digest(self.path / name)})
+
+    def save_shards(self, plain: dict[str, Any], tensors: Mapping[str, torch.Tensor], ranks: Any) -> None:
+        """Write a state of which each rank has a part; the one before stays. Every rank takes part.
+
+        Parameters
+        ----------
+        plain : dict
+            Numbers and lists, ready for JSON; ``update`` is the state's number.
+        tensors : mapping of str to Tensor
+            Cut or whole.
+        ranks : Ranks
+        """
+        import torch.distributed.checkpoint as dcp
+
+        name = f"state-{plain['update']:08d}"
+        scratch = self.path / f".{name}.part"
+        ranks.once(lambda: self._clear(scratch))
+        try:
+            dcp.save(dict(tensors), checkpoint_id=scratch, process_group=ranks.control)
+        except dcp.api.CheckpointException as error:  # on every rank, whichever it was
+            raise _unwritable(scratch, next(iter(error.failures.values()))[0]) from error
+        ranks.once(lambda: self._write(scratch / _PLAIN, lambda file: file.write(json.dumps(plain).encode())))
+        files = sorted(path.name for path in scratch.iterdir())
+        # a digest reads all that was written: each rank a share
+        digests = ranks.each(lambda: {f: _digest(scratch / f) for f in files[ranks.rank :: ranks.world]})
+        found = {file: digest for some in ranks.gather(digests) for file, digest in some.items()}
+
+        def finish() -> None:
+            try:
+                if (self.path / name).exists():  # written once before, but never recorded
+                    shutil.rmtree(self.path / name)
+                os.replace(scratch, self.path / name)
+            except OSError as error:
+                raise _unwritable(self.path / name, error) from error
+            self._record({"file": name, "update": plain["update"], "sha256": found})
+
+        ranks.once(finish)
+
+    def _clear(self, scratch: Path) -> None:
+        """Room for a state; what a kill has left of earlier ones goes."""
+        try:
+            for left in self.path.glob(".state-*.part"):
+                shutil.rmtree(left)
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            raise _unwritable(scratch, error) from error
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        """List a state that is whole, and let go of those that aren't listed any more."""
+        kept = [other for other in self._states() if other["file"] != entry["file"]]
         states = [*kept, entry][-_KEPT:]
         self._write(self.path / "states.json", lambda file: file.write(json.dumps(states).encode()))
         names = {s["file"] for s in states}
-        for old in self.path.glob("state-*.pt"):
+        for old in self.path.glob("state-*"):
             if old.name not in names:
-                old.unlink(missing_ok=True)
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
 
-    def load(self) -> dict[str, Any]:
-        """The last state that is whole.
+    def last(self) -> Path:
+        """The last state that is whole: a file, or a folder of shards.
 
         Returns
         -------
-        dict
+        Path
 
         Warns
         -----
@@ -95,14 +148,58 @@ class RunFolder:
         for entry in reversed(self._states()):
             path = self.path / entry["file"]
             try:
-                if _digest(path) != entry["sha256"]:
-                    raise ValueError("its digest is another than when it was written")
-                return dict(torch.load(path, map_location="cpu", weights_only=True))
-            except Exception as error:
+                digests = entry["sha256"] if isinstance(entry["sha256"], dict) else {"": entry["sha256"]}
+                for file, digest in digests.items():
+                    if _digest(path / file) != digest:
+                        raise ValueError(f"the digest{f' of {file}' * bool(file)} is another than when it was written")
+                return path
+            except (OSError, ValueError) as error:
                 warnings.warn(f"{path} can't be used: {error}. The one before it is taken.", UserWarning, stacklevel=3)
         raise CheckpointError(
             explain(f"{self.path} holds no state to resume from", do="Train from the start, in another folder")
         )
+
+    def load(self, path: Path | None = None) -> dict[str, Any]:
+        """A state that was saved whole, by default the last one.
+
+        Parameters
+        ----------
+        path : Path, optional
+
+        Returns
+        -------
+        dict
+        """
+        path = self.last() if path is None else path
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+    def load_plain(self, path: Path) -> dict[str, Any]:
+        """What a state in shards has besides its tensors."""
+        return dict(json.loads((path / _PLAIN).read_text()))
+
+    def load_shards(self, path: Path, tensors: dict[str, torch.Tensor], ranks: Any) -> None:
+        """Fill tensors, cut or whole, from a state in shards, however many ranks wrote it. Every rank takes part.
+
+        Parameters
+        ----------
+        path : Path
+        tensors : dict of str to Tensor
+            Changed in place.
+        ranks : Ranks
+        """
+        import torch.distributed.checkpoint as dcp
+
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, on purpose
+                dcp.load(tensors, checkpoint_id=path, process_group=ranks.control, no_dist=ranks.world == 1)
+        except (Exception, dcp.api.CheckpointException) as error:  # unknown names and other shapes come as many kinds
+            failures = getattr(error, "failures", {0: (error, None)})
+            got = (str(next(iter(failures.values()))[0]).splitlines() or [""])[0]
+            what = f"The state {path} doesn't fit this run"
+            raise CheckpointError(
+                explain(what, got=got, do="Resume with the configuration it was begun with")
+            ) from error
 
     def has_state(self) -> bool:
         """Whether there is anything to resume from."""
@@ -165,7 +262,7 @@ class RunFolder:
                 Path(scratch).unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, error: Exception) -> StoreError:
+def _unwritable(path: Path, error: BaseException) -> StoreError:
     return StoreError(
         explain(
             f"The training run can't be written to {path}",

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..errors import DatasetError, explain
+from ..errors import ArgumentError, DatasetError, explain
 from ..plot.style import styled
 from ..variables import Schema
 from .folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .validate import Validation
 
 _ABOUT = {
     "loss": ("loss of the batch", "1"),
@@ -30,6 +32,81 @@ _ABOUT = {
     "power_ratio": ("power of members over the truth's, upper half of the zonal wavenumbers", "1"),
     "loss_by_channel": ("loss of the batch, without α", "1"),
 }
+
+
+# Losses of every channel are kept of each so many updates.
+_CHANNELS_EVERY = 10
+
+
+class Journal:
+    """What a run writes down while it goes, for `read_history`, the bar and TensorBoard.
+
+    Parameters
+    ----------
+    folder : RunFolder, optional
+    first : bool
+        Whether this rank writes; every rank remembers.
+    lines : list of dict
+        What was written before.
+    tensorboard : bool
+    """
+
+    def __init__(self, folder: RunFolder | None, first: bool, lines: list[dict[str, Any]], tensorboard: bool) -> None:
+        self.folder, self.first, self.lines = folder, first, lines
+        self._board = _board(folder, first) if tensorboard and folder is not None else None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add a line."""
+        self.lines.append(line)
+        if self.folder is not None and self.first:
+            self.folder.append(line)
+
+    def update(self, update: int, values: dict[str, Any], channels: Any, bar: Any) -> None:
+        """Write down an update.
+
+        Parameters
+        ----------
+        update : int
+            Its number, from 1.
+        values : dict
+            See `history_of`.
+        channels : Tensor, (channel,)
+            Losses.
+        bar : tqdm
+        """
+        bar.update()
+        line = {"kind": "update", "update": update} | values
+        if update % _CHANNELS_EVERY == 1:
+            line["channels"] = channels.tolist()
+        self.add(line)
+        speed = values["samples"] / values["seconds"]
+        text = f"loss {values['loss']:.4f}, rate {values['learning_rate']:.2g}, {speed:.3g} samples/s"
+        bar.set_postfix_str(text, refresh=False)
+        if self._board is not None:
+            for name in ("loss", "learning_rate"):
+                self._board.add_scalar(f"train/{name}", values[name], update)
+
+    def validation(self, update: int, found: Validation) -> None:
+        """Write down the scores of a validation."""
+        lists = {"channels": found.crps, "spread_skill": found.spread_skill, "power_ratio": found.power_ratio}
+        line = {"kind": "validation", "update": update, "crps": found.total}
+        self.add(line | {name: values.tolist() for name, values in lists.items()})
+        if self._board is not None:
+            self._board.add_scalar("validation/crps", found.total, update)
+
+    def close(self) -> None:
+        """End what TensorBoard reads."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: RunFolder, first: bool) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        do = "pip install tensorboard, or leave tensorboard=True out"
+        raise ArgumentError(explain("TensorBoard isn't installed", do=do)) from None
+    return SummaryWriter(str(folder.path / "tensorboard")) if first else None
 
 
 def history_of(lines: list[dict[str, Any]], schema: Schema) -> xr.Dataset:

@@ -8,16 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..errors import ArgumentError, CheckpointError, explain
 from ..variables import close_names, listed
 from .config import TrainConfig
+from .muon import ShardedMuon
 from .schedule import EarlyStopping as EarlyStopping
 from .schedule import Ema as Ema
 from .schedule import check_names
 from .schedule import learning_rate as learning_rate
+from .shards import assign, group_of, local
 
 # They read features of the data (grid points, positions of the children) or write channels: one side isn't hidden.
 _ENDS = ("preprocess.0.*", "*.proj_pos.*", "postprocess.3.*")
@@ -211,11 +214,20 @@ class Optimiser:
             The norm before; on the device, so that nothing waits for it.
         """
         weights = [w for w in self._parameters.values() if w.grad is not None]
-        norm = get_total_norm([w.grad for w in weights if w.grad is not None])
-        if max_norm is not None and max_norm < math.inf:
-            clip_grads_with_norm_(weights, max_norm, norm)
-        # of sharded gradients each rank holds a part of the sum
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        gradients = [local(w.grad) for w in weights if w.grad is not None]
+        norm, group = get_total_norm(gradients), group_of(weights)
+        limit = math.inf if max_norm is None else max_norm
+        if group is None:
+            if limit < math.inf:
+                clip_grads_with_norm_(weights, limit, norm)
+            return norm
+        # each rank has a part of the sum; squares of what fits into float32 need float64
+        square = norm.double().square()
+        dist.all_reduce(square, group=group)
+        norm = square.sqrt().to(norm.dtype)
+        for gradient in gradients if limit < math.inf else ():
+            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
         """Memory of each trained parameter by name; the tensors themselves, not copies.
@@ -252,13 +264,15 @@ class Optimiser:
                 got, expected = _shapes(given), _shapes(memory)
                 raise CheckpointError(explain(f"The memory of {name!r} doesn't fit", got=got, expected=expected))
             for key in memory if fits else ():
-                memory[key].copy_(given[key])
+                assign(memory[key], given[key])
 
 
 def _muon(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer | None:
     if not weights:
         return None
     decay, momentum = config.weight_decay, config.momentum
+    if group_of(weights) is not None:
+        return ShardedMuon(weights, decay, momentum)
     return torch.optim.Muon(weights, weight_decay=decay, momentum=momentum, nesterov=True, adjust_lr_fn="original")
 
 

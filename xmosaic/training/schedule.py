@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ..errors import ArgumentError, CheckpointError, explain
 from ..variables import listed
 from .config import Stage
+from .shards import assign, local
 
 _WARMUP_START = 1e-6
 
@@ -90,7 +91,8 @@ class Ema:
         self._check_free()
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         weights = dict(network.named_parameters())
-        get_ema_multi_avg_fn(decay)(list(self._mean.values()), [_wide(weights[name]) for name in self._mean], None)
+        means = [local(mean) for mean in self._mean.values()]
+        get_ema_multi_avg_fn(decay)(means, [local(_wide(weights[name])) for name in self._mean], None)
         self.updates += 1
 
     @contextmanager
@@ -108,11 +110,11 @@ class Ema:
         self._in_use = True
         try:
             for name, mean in self._mean.items():
-                weights[name].copy_(mean)
+                assign(weights[name], mean)
             yield
         finally:
             for name, weight in weights.items():
-                weight.copy_(before[name])
+                assign(weight, before[name])
             self._in_use = False
 
     def _check_free(self) -> None:
@@ -148,7 +150,7 @@ class Ema:
                 got, expected = str(tuple(given[name].shape)), str(tuple(mean.shape))
                 raise CheckpointError(explain(f"The running mean of {name!r} misfits", got=got, expected=expected))
             if fits:
-                mean.copy_(given[name])
+                assign(mean, given[name])
         self.updates = int(state["updates"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -96,11 +98,17 @@ class RolloutLoss(nn.Module):
     area, alpha : Tensor, (latitude,) and (channel,)
         Weights of mean 1.
     kind : {"crps", "biased_crps", "mse"}
+
+    Attributes
+    ----------
+    all_members : callable, optional
+        Puts the members of one sample together where they are spread over ranks; see `Ranks.gatherer`.
     """
 
     def __init__(self, network: Mosaic, area: torch.Tensor, alpha: torch.Tensor, kind: Loss) -> None:
         super().__init__()
         self.network, self.kind = network, kind
+        self.all_members: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.area: torch.Tensor
         self.alpha: torch.Tensor
         self.register_buffer("area", area, persistent=False)
@@ -121,7 +129,7 @@ class RolloutLoss(nn.Module):
         Parameters
         ----------
         history, clock, forcing, noise, members, backprop
-            See `rollout_states`.
+            See `rollout_states`; the members are this rank's.
         targets : Tensor, (sample, rollout, longitude, latitude, channel)
 
         Returns
@@ -130,8 +138,23 @@ class RolloutLoss(nn.Module):
         """
         states = rollout_states(self.network, history, clock, forcing, noise, members, backprop)
         used = range(len(states) - (backprop or len(states)), len(states))
-        losses = [ensemble_loss(states[k], targets[:, k], self.area, self.alpha, self.kind) for k in used]
+        together = [states[k] if self.all_members is None else self.all_members(states[k]) for k in used]
+        losses = [
+            ensemble_loss(state, targets[:, k], self.area, self.alpha, self.kind)
+            for k, state in zip(used, together, strict=True)
+        ]
         return torch.stack([loss for loss, _ in losses]).mean(), torch.stack([c for _, c in losses]).mean(0)
+
+    def rollout(
+        self,
+        history: torch.Tensor,
+        clock: torch.Tensor,
+        forcing: torch.Tensor | None,
+        noise: torch.Tensor | None,
+        members: int,
+    ) -> list[torch.Tensor]:
+        """States without a loss, see `rollout_states`; of weights in shards it puts together those it needs."""
+        return rollout_states(self.network, history, clock, forcing, noise, members)
 
 
 def check_finite(loss: float, by_channel: torch.Tensor, schema: Schema, starts: pd.DatetimeIndex, update: int) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..model import Mosaic
 from .loss import ensemble_loss
-from .step import VALIDATION, noise_of, rollout_states
+from .step import VALIDATION, RolloutLoss, noise_of
 
 _SUMS = ("crps", "error", "variance", "power", "truth_power")
 
@@ -39,22 +38,19 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    network: Mosaic,
-    batches: Iterable[Any],
-    area: torch.Tensor,
-    alpha: torch.Tensor,
+    module: RolloutLoss,
+    batches: Iterable[tuple[Any, bool]],
     members: int,
     seed: int,
     reduce: Any = None,
 ) -> Validation:
-    """Scores of a network on some batches.
+    """Scores of a network on some batches, the same number on each rank.
 
     Parameters
     ----------
-    network : Mosaic
-    batches : iterable of Batch
-        On the network's device.
-    area, alpha : Tensor, (latitude,) and (channel,)
+    module : RolloutLoss
+    batches : iterable of (Batch, bool)
+        On the network's device; whether it counts, or is there only so that all ranks have as many.
     members : int
         At least 2 for a network with noise.
     seed : int
@@ -66,15 +62,15 @@ def validate(
     -------
     Validation
     """
-    members = members if network.config.noise_dim else 1
-    sums = torch.zeros(len(_SUMS) + 1, network.config.num_variables, dtype=torch.float64, device=area.device)
-    for batch in batches:
-        size = network.config.noise_dim
+    size, area, alpha = module.network.config.noise_dim, module.area, module.alpha
+    members = members if size else 1
+    sums = torch.zeros(len(_SUMS) + 1, len(alpha), dtype=torch.float64, device=area.device)
+    for batch, counts in batches:
         noise = noise_of(seed, VALIDATION, batch.positions, range(1, members + 1), len(batch.clock), size)
         noise = None if noise is None else noise.to(batch.history)
         forcing = None if batch.forcing is None else batch.forcing.transpose(0, 1)
-        states = rollout_states(network, batch.history, batch.clock, forcing, noise, members)
-        for step, state in enumerate(states):
+        states = module.rollout(batch.history, batch.clock, forcing, noise, members)
+        for step, state in enumerate(states if counts else ()):
             sums += _sums(state.float(), batch.targets[:, step], area, alpha)
     if reduce is not None:
         sums = reduce(sums)

@@ -1,0 +1,71 @@
+"""Processes of a test's own: forks of a server that has imported everything once, before any thread is there."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import pickle
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_HERE = str(Path(__file__).parent)
+# What is imported late, where it is needed, would take each process seconds.
+_LATE = ("healpy", "matplotlib.pyplot", "sklearn.neighbors", "torch._dynamo", "torch.distributed.checkpoint")
+
+
+def process_of(work: Any, *arguments: Any, **named: Any) -> Any:
+    """A process that calls a function of a test's module; not started yet. The server starts with the first."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if _HERE not in before:  # the server looks for tests too
+        os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, before)])
+    context.set_forkserver_preload(["models", "xmosaic.training.loop", "processes", *_LATE])
+    # by the name it has outside of pytest, which may call the module tests.…
+    module = work.__module__.rpartition(".")[2]
+    return context.Process(target=_call, args=(module, work.__name__, arguments, named))
+
+
+def _call(module: str, name: str, arguments: tuple, named: dict) -> Any:
+    torch.set_num_threads(1)
+    return getattr(importlib.import_module(module), name)(*arguments, **named)
+
+
+def _rank(module: str, name: str, rank: int, world: int, path: str, port: int | None, arguments: tuple) -> None:
+    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if port is None:
+        dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=world)
+    try:
+        result = _call(module, name, arguments, {})
+    except Exception as error:
+        result = error
+        traceback.print_exc()
+    Path(path, f"result-{rank}").write_bytes(pickle.dumps(result))
+
+
+def launch(path: Path, world: int, work: Any, *arguments: Any, port: int | None = None, limit: float = 90) -> list[Any]:
+    """Work on several ranks: what each returns, or the exception it ends with; None for one that is killed.
+
+    With a port the work itself begins the process group there.
+    """
+    path.mkdir(parents=True)
+    where = work.__module__.rpartition(".")[2], work.__name__
+    processes = [process_of(_rank, *where, rank, world, str(path), port, arguments) for rank in range(world)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + limit
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    still = [process.is_alive() for process in processes]
+    for process in processes:
+        process.kill()
+    assert not any(still), f"ranks that hang: {still}"
+    files = [path / f"result-{r}" for r in range(world)]
+    return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
