@@ -554,8 +554,7 @@ def test_unknown_model():
 def test_a_result_larger_than_memory_is_refused_before_anything_runs(monkeypatch):
     import sys
 
-    module = sys.modules["xmosaic.forecast"]
-    monkeypatch.setattr(module, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(sys.modules["xmosaic.plan"], "available_memory", lambda: 1000)
     with pytest.raises(ArgumentError, match="GB of memory.*store='forecast.zarr'"):
         run()
 
@@ -570,7 +569,7 @@ def test_default_batch_leaves_room_in_memory(monkeypatch):
     )
     for members_that_fit, expected in ((0, 1), (2.5, 2), (100, 4)):
         room = int(MODEL.member_bytes() * members_that_fit / 0.6) + 4 * 10**6 * (members_that_fit == 100)
-        monkeypatch.setattr(sys.modules["xmosaic.forecast"], "_available_memory", lambda room=room: room or None)
+        monkeypatch.setattr(sys.modules["xmosaic.plan"], "available_memory", lambda room=room: room or None)
         seen.clear()
         run(members=4, lead="1D")
         assert seen[0] == expected
@@ -607,7 +606,7 @@ def test_other_arithmetic_gives_the_same_forecast_to_its_precision(dtype, tolera
 def test_progress_bar_is_shown_when_asked_for(capsys, monkeypatch):
     import sys
 
-    module = sys.modules["xmosaic.forecast"]
+    module = sys.modules["xmosaic.run"]
     shown = []
     monkeypatch.setattr(
         module, "tqdm", lambda **kw: shown.append(kw) or __import__("tqdm").tqdm(**kw | {"disable": True})

@@ -20,13 +20,13 @@ from xmosaic.accessor import DataArrayAccessor, DatasetAccessor, _Diagnostics, _
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xmosaic"
-# The way of the data. store.py stands before forecast.py because forecast(store=…) writes while it runs.
+# The way of the data. store/ stands before forecast.py because forecast(store=…) writes while it runs.
 ORDER = [
     *("errors", "options", "cards"),
     *("units", "variables", "dialects"),
     *("grid", "overlap", "healpix"),
     *("kernels", "model", "checkpoint"),
-    *("state", "data", "store", "forecast"),
+    *("state", "data", "store", "steps", "choices", "plan", "run", "lazy", "overview", "forecast"),
     *("diagnostics", "tracks", "plot", "evaluation", "report", "training"),
     *("accessor", "cli", "__init__", "__main__"),
 ]

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .model import StageConfig as StageConfig
     from .report import to_markdown as to_markdown
     from .report import write_report as write_report
+    from .store import IncompleteForecast as IncompleteForecast
+    from .store import open_forecast as open_forecast
     from .store import written as written
     from .training import Stage as Stage
     from .training import TrainConfig as TrainConfig
@@ -63,7 +65,7 @@ _HOMES = {
     "healpix": ("to_healpix", "to_latlon"),
     "model": ("Mosaic", "MosaicConfig", "StageConfig"),
     "report": ("to_markdown", "write_report"),
-    "store": ("written",),
+    "store": ("IncompleteForecast", "open_forecast", "written"),
     "training": ("Stage", "TrainConfig", "plot_history", "read_history", "train"),
     "dialects": ("to_dialect",),
     "variables": ("Channel", "Schema", "published_schema"),

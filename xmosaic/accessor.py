@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
@@ -250,11 +250,15 @@ class DatasetAccessor(_Regridding, _Diagnostics):
         time: Any = None,
         seed: int = 0,
         variables: str | Iterable[str] | None = None,
+        levels: Any = None,
         every: Any = None,
+        leads: Any = None,
         batch_size: int | None = None,
         device: Any = None,
         dtype: str | None = None,
         store: Store | None = None,
+        keep_bits: int | None = None,
+        chunks: Mapping[str, int] | None = None,
         progress: bool | None = None,
         grid: Literal["model", "input"] = "model",
     ) -> xr.Dataset:
@@ -269,11 +273,15 @@ class DatasetAccessor(_Regridding, _Diagnostics):
             time=time,
             seed=seed,
             variables=variables,
+            levels=levels,
             every=every,
+            leads=leads,
             batch_size=batch_size,
             device=device,
             dtype=dtype,
             store=store,
+            keep_bits=keep_bits,
+            chunks=chunks,
             progress=progress,
             grid=grid,
         )

@@ -53,11 +53,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("forecast", help="make an ensemble forecast and write it to a Zarr store")
     command.add_argument("input", help="Zarr store or netCDF file with the analyses")
-    command.add_argument("output", help="Zarr store to write; must not exist")
+    command.add_argument("output", help="Zarr store to write; one that the same command began is gone on with")
     command.add_argument("--lead", required=True, help="how far, such as 10D or 240h")
     command.add_argument("--members", type=int, required=True, help="size of the ensemble")
     command.add_argument("--variables", nargs="+", help="variables or channels to keep; all by default")
+    command.add_argument("--levels", nargs="+", type=int, help="levels to keep, in hPa; all by default")
     command.add_argument("--every", help="keep only leads that are multiples of this")
+    command.add_argument("--leads", nargs="+", help="keep only these leads, such as 1D 5D 10D")
+    command.add_argument("--keep-bits", type=int, help="round to so many bits of the mantissa; none by default")
     command.add_argument("--seed", type=int, default=0, help="0 by default")
     command.add_argument("--batch-size", type=int, help="members that run together; by default as fits the device")
     command.add_argument("--device", help="such as cpu or cuda:0")
@@ -86,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("train", help="train a model on analyses; torchrun … -m xmosaic train for many GPUs")
-    command.add_argument("data", nargs="+", help="Zarr stores or netCDF files with analyses, put together in time")
+    command.add_argument("data", nargs="+", help="Zarr stores or netCDF files with analyses, also gs://, put together")
     command.add_argument("--recipe", choices=("small", "paper_era5", "paper_hres"), default="small")
     command.add_argument("--out", required=True, help="folder for checkpoints, history and model.safetensors")
     command.add_argument("--train", nargs=2, metavar=("FIRST", "LAST"), help="training period; needed by small")
@@ -101,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--init", help="model to begin with: bundled, era5, hres or a path")
     command.add_argument("--resume", action="store_true", help="go on with the run in --out")
     command.add_argument("--device", help="such as cpu or cuda:0")
+    command.add_argument(
+        "--parallel", choices=("ddp", "fsdp"), default="ddp", help="whole weights on each rank (default), or shards"
+    )
+    command.add_argument("--member-ranks", type=int, help="ranks that share the members of a sample; as few as can be")
     command.add_argument("--workers", type=int, default=4, help="threads that read ahead; 4 by default")
     command.add_argument("--tensorboard", action="store_true", help="write losses for TensorBoard too")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -138,8 +145,10 @@ def _open(path: str) -> xr.Dataset:
         return xr.open_zarr(path, consolidated=False if local else None)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        missing = not local and isinstance(error, ImportError)
+        do = "pip install 'xmosaic[cloud]' brings what reads gs:// and s3://" if missing else ""
         raise DatasetError(
-            explain(f"{path} can't be opened", got=reason, expected="a Zarr store or a netCDF file")
+            explain(f"{path} can't be opened", got=reason, expected="a Zarr store or a netCDF file", do=do)
         ) from error
 
 
@@ -158,7 +167,10 @@ def _forecast(options: argparse.Namespace) -> int:
         time=_time(options),
         seed=options.seed,
         variables=options.variables,
+        levels=options.levels,
         every=options.every,
+        leads=options.leads,
+        keep_bits=options.keep_bits,
         batch_size=options.batch_size,
         device=options.device,
         dtype=options.dtype,
@@ -230,6 +242,8 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
         init=options.init,
         device=options.device,
+        parallel=options.parallel,
+        member_ranks=options.member_ranks,
         workers=options.workers,
         progress=not options.quiet,
         tensorboard=options.tensorboard,

@@ -1,0 +1,242 @@
+"""A forecast that is settled and ready to run: its blocks of starts and members, its layout, its record."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from .cards import duration
+from .checkpoint import PAPER, Model
+from .errors import ArgumentError, explain
+from .state import Fields, State
+
+# Members that run together on a CPU, memory allowing: more are no faster (docs/performance.md).
+_CPU_BATCH = 4
+# Inputs of starts that are complete are read again and compared while they are no more than this; else the first's
+# and the last's.
+_COMPARED_BYTES = 1024**3
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is settled before the first step."""
+
+    model: Model
+    state: State
+    fields: Fields
+    members: int
+    seed: int
+    kept: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int | None
+    keep_bits: int | None = None
+    # members of the ensemble that stand before this plan's
+    before: int = 0
+    # starts and members that go through the network together, where that is settled already
+    fixed_block: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Raise `ArgumentError` for a combination that makes no forecast."""
+        if self.members > 1 and not self.model.config.noise_dim:
+            raise ArgumentError(
+                explain(
+                    f"members={self.members} of a model without noise would all be the same",
+                    expected="members=1, or a model with noise",
+                )
+            )
+        if self.fields.back and self.state.grid is None:
+            raise ArgumentError(
+                explain(
+                    "grid='input' does not lead back to a HEALPix mesh",
+                    expected="grid='model'",
+                    do="Regrid the result: fc.mosaic.to_healpix(nside=…)",
+                )
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps that are made."""
+        return self.kept[-1]
+
+    @cached_property
+    def block(self) -> tuple[int, int]:
+        """Starts and members that go through the network together."""
+        if self.fixed_block is not None:
+            return self.fixed_block
+        size = self.batch_size or self._default_batch()
+        if size >= 2 * self.members:
+            return max(1, min(size // self.members, len(self.state.starts))), self.members
+        return 1, min(size, self.members)
+
+    def blocks(self) -> Iterator[tuple[slice, list[slice]]]:
+        """Starts that are computed together, each time with the blocks of their members."""
+        many, few = self.block
+        members = [slice(i, min(i + few, self.members)) for i in range(0, self.members, few)]
+        for first in range(0, len(self.state.starts), many):
+            yield slice(first, min(first + many, len(self.state.starts))), members
+
+    def compared(self) -> set[int]:
+        """Starts whose input is compared with what a store says of it even if they are complete."""
+        count = len(self.state.starts)
+        whole = self.model.config.num_history * self.model.state_bytes() * count <= _COMPARED_BYTES
+        return set(range(count)) if whole else {0, count - 1}
+
+    def digest(self, start: pd.Timestamp, history: np.ndarray) -> bytes:
+        """SHA-256 of what a start's forecast is made from: its history, and the forcing of its steps."""
+        found = hashlib.sha256(np.ascontiguousarray(history).data)
+        for step in range(1, self.steps if self.model.schema.forcing else 1):
+            found.update(np.ascontiguousarray(self.state.forcing(start + step * self.model.step)).data)
+        return found.digest()
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the input's values that changes a number of the result, by name."""
+        model, fields, back = self.model, self.fields, self.fields.back
+        points = [getattr(fields.grid, axis) for axis in ("latitude", "longitude")]
+        return {
+            "model": model.name,
+            "checkpoint sha256": model.sha256,
+            "seed": str(self.seed),
+            "starts": [t.isoformat() for t in self.state.starts],
+            "members": self.members,
+            "leads": [duration(k * model.step) for k in self.kept],
+            "variables": [c.name for c in fields.schema.state],
+            "grid": f"{fields.grid}, {' '.join(fields.horizontal)}{', regridded back' if back else ''}",
+            "points": hashlib.sha256(np.concatenate(points).data).hexdigest()[:16],
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "keep_bits": self.keep_bits,
+            "batch": list(self.block),
+            "one start without dimension": self.state.scalar_start,
+            "xmosaic": version(),
+            "torch": torch.__version__,
+        }
+
+    def _default_batch(self) -> int:
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return max(1, int(0.6 * free) // self.model.member_bytes())
+        free = available_memory() or 0
+        return max(1, min(_CPU_BATCH, int(0.6 * free) // self.model.member_bytes()))
+
+    @property
+    def bytes(self) -> int:
+        """Size of the result."""
+        return sum(4 * math.prod(v.shape) for v in self.variables().values())
+
+    @property
+    def rows(self) -> int:
+        """Number of (start, member) pairs."""
+        return len(self.state.starts) * self.members
+
+    def variables(self) -> dict[str, xr.Variable]:
+        """The data variables, as shapes."""
+        sizes = {"level": len(self.fields.levels)} | dict(
+            zip((self.fields.grid.latitude_name, self.fields.grid.longitude_name), self.fields.grid.shape, strict=True)
+        )
+        lengths = {"time": len(self.state.starts), "number": self.members, "prediction_timedelta": len(self.kept)}
+        if self.state.scalar_start:
+            del lengths["time"]
+        sizes |= lengths
+        result = {}
+        for name in self.fields.groups:
+            dims = (*lengths, *self.fields.dims(name))
+            blank = np.broadcast_to(np.float32(np.nan), [sizes[d] for d in dims])
+            result[name] = xr.Variable(dims, blank, self.fields.attributes(name))
+        return result
+
+    def template(self) -> xr.Dataset:
+        """Coordinates and attributes of the result."""
+        starts = self.state.starts.to_numpy()
+        leads = np.array([(k * self.model.step).to_timedelta64() for k in self.kept])
+        coords = self.fields.coordinates() | {
+            "time": (
+                "time",
+                starts,
+                {"standard_name": "forecast_reference_time", "long_name": "initial time of forecast"},
+            ),
+            "number": (
+                "number",
+                np.arange(1, self.members + 1) + self.before,
+                {"standard_name": "realization", "long_name": "ensemble member numerical id", "units": "1"},
+            ),
+            "prediction_timedelta": (
+                "prediction_timedelta",
+                leads,
+                {"standard_name": "forecast_period", "long_name": "time since forecast_reference_time"},
+            ),
+            "valid_time": (
+                ("time", "prediction_timedelta"),
+                starts[:, None] + leads[None, :],
+                {"standard_name": "time", "long_name": "time that the forecast is for"},
+            ),
+        }
+        template = xr.Dataset(coords=coords, attrs=self._attributes())
+        return template.isel(time=0) if self.state.scalar_start else template
+
+    def _attributes(self) -> dict[str, Any]:
+        model, ours = self.model, version()
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        way = "regridded conservatively (exact overlap areas)"
+        comment = ["UNTRAINED model: random weights, no skill."] if model.untrained else []
+        if self.state.regridded:
+            comment.append(f"Input {way} from {self.state.grid or 'a HEALPix mesh'} to {model.grid}.")
+        if self.fields.back:
+            comment.append(f"Result {way} back.")
+        if self.keep_bits:
+            comment.append(f"Rounded to {self.keep_bits} bits of the mantissa.")
+        attrs = {
+            "Conventions": "CF-1.13",
+            "title": f"{self.members}-member ensemble forecast by Mosaic, model {model.name}"
+            + (" (untrained)" if model.untrained else ""),
+            "institution": "made with xmosaic",
+            "source": (
+                f"xmosaic {ours}, model {model.name}, checkpoint sha256 {model.sha256}, "
+                f"device {self.device.type}, dtype {str(self.dtype).removeprefix('torch.')}"
+            ),
+            "history": f"{now} xmosaic {ours}: forecast to {duration(self.steps * model.step)}, seed {self.seed}",
+            "references": str(model.provenance.get("references", PAPER)),
+            "license": model.license,
+            "seed": self.seed if self.seed < 2**63 else str(self.seed),  # netCDF's integers are signed
+            "comment": " ".join(comment),
+        }
+        return {k: v for k, v in attrs.items() if v != ""}
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuse a result that can't fit before hours are spent on it."""
+    available = available_memory()
+    if available is not None and plan.bytes > available:
+        raise ArgumentError(
+            explain(
+                f"The forecast takes {plan.bytes / 1e9:.1f} GB of memory",
+                got=f"{available / 1e9:.1f} GB available",
+                do="Pass store='forecast.zarr', fewer variables=, or a longer every=",
+            )
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that are free; None where the system doesn't say."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def version() -> str:
+    """Version of this package."""
+    from . import __version__
+
+    return __version__

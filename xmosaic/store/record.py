@@ -1,0 +1,261 @@
+"""What a store says of itself: which forecast it holds, of which input, and which parts are complete.
+
+::
+
+    xmosaic_record           attributes: format, settings (one entry per thing that changes the numbers), ready
+    xmosaic_record/written   bool (time, number, prediction_timedelta), one chunk per commit
+    xmosaic_record/inputs    uint8 (time, 32): SHA-256 of the normalised input of each start, zeros where none was read
+
+A chunk of ``written`` is made once, whole, after the data that it speaks of; no commit changes what another wrote.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import StoreError, explain
+from .place import Store, label, readable
+
+RECORD = "xmosaic_record"
+FORMAT = 2
+STATUS = "status"
+_INCOMPLETE = "incomplete: NaN also stands for what isn't written yet; xmosaic.written(store) says what is"
+_REPEAT = "Repeat the call that began it, choose another path, or delete it first"
+
+
+class IncompleteForecast(UserWarning):
+    """A stored forecast has parts that aren't written yet."""
+
+
+class Record:
+    """The record of a store that is being written.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        The root.
+    """
+
+    def __init__(self, group: Any) -> None:
+        held = group[RECORD]
+        self._written, self._inputs = held["written"], held["inputs"]
+        self.done: np.ndarray = np.asarray(self._written)
+        self._digests: np.ndarray = np.asarray(self._inputs)
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Members and leads of a commit, which are those of a shard."""
+        return self._written.chunks[1], self._written.chunks[2]
+
+    def use(self, group: Any) -> None:
+        """Write to another session's group from now on."""
+        self._written, self._inputs = group[f"{RECORD}/written"], group[f"{RECORD}/inputs"]
+
+    def commit(self, region: tuple[slice, slice, slice]) -> None:
+        """Say that a region is complete."""
+        self._written[region] = True
+        self.done[region] = True
+
+    def input(self, start: int) -> bytes | None:
+        """Digest of a start's input; None if nothing is known of it yet."""
+        value = self._digests[start]
+        return value.tobytes() if value.any() else None
+
+    def take_input(self, start: int, digest: bytes) -> None:
+        """Write a start's digest down."""
+        self._digests[start] = np.frombuffer(digest, np.uint8)
+        self._inputs[start] = self._digests[start]
+
+
+def create_record(group: Any, settings: Mapping[str, Any]) -> None:
+    """Write down which forecast a store is going to hold, before anything else is in it."""
+    attributes = {"format": FORMAT, "settings": dict(settings), "ready": False}
+    group.create_group(RECORD, attributes=attributes, overwrite=False)
+
+
+def create_arrays(group: Any, lengths: tuple[int, int, int], commit: tuple[int, int, int]) -> None:
+    """Make the arrays of the record."""
+    held = group[RECORD]
+    # one that is there was made by a call that came no further; the lock beside it must stay
+    if "written" not in held:
+        held.create_array("written", shape=lengths, chunks=commit, dtype=bool, fill_value=False)
+    if "inputs" not in held:
+        held.create_array("inputs", shape=(lengths[0], 32), chunks=(1, 32), dtype="uint8", fill_value=0)
+
+
+def held_settings(group: Any) -> dict[str, Any] | None:
+    """Settings of the forecast that a store holds; None if it holds no record.
+
+    Raises
+    ------
+    StoreError
+        If it holds something else, or another version's record.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a folder that holds nothing but our lock yet
+        found = {*group.array_keys(), *group.group_keys()}
+    if RECORD in found:
+        attributes = dict(group[RECORD].attrs)
+        if attributes.get("format") != FORMAT:
+            raise StoreError(
+                explain(
+                    "The store holds a forecast of another version of this package",
+                    got=f"record format {attributes.get('format', 1)}",
+                    expected=f"record format {FORMAT}",
+                    do="Choose another path, or delete it first",
+                )
+            )
+        return dict(attributes["settings"])
+    if found:
+        raise StoreError(
+            explain(
+                "The store already holds something else",
+                got=str(group.attrs.get("title", ", ".join(sorted(found)[:5]))),
+                expected="a store that is absent, empty, or was begun by the same call",
+                do="Choose another path, or delete it first",
+            )
+        )
+    return None
+
+
+def compare_settings(place: str, held: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise `StoreError` that names every difference between a store's forecast and the one that was asked for."""
+    differing = [name for name in {**held, **ours} if held.get(name) != ours.get(name)]
+    if not differing:
+        return
+    pairs = [_difference(name, held.get(name), ours.get(name)) for name in differing]
+    raise StoreError(
+        explain(
+            f"The store {place} already holds another forecast: {', '.join(differing)} differ"
+            + ("s" if len(differing) == 1 else ""),
+            got="; ".join(f"{name} {mine}" for name, (_, mine) in zip(differing, pairs, strict=True)),
+            expected="; ".join(f"{name} {theirs}" for name, (theirs, _) in zip(differing, pairs, strict=True)),
+            do=_REPEAT,
+        )
+    )
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> tuple[str, str]:
+    if not (isinstance(theirs, list) and isinstance(ours, list)) or name == "batch":
+        return str(theirs), str(ours)
+    only_theirs, only_ours = ([v for v in a if v not in b] for a, b in ((theirs, ours), (ours, theirs)))
+    if not only_theirs and not only_ours:
+        return "in its order", "in another order"
+    return _summary(theirs, only_theirs), _summary(ours, only_ours)
+
+
+def _summary(values: list[Any], only: list[Any]) -> str:
+    named = ", ".join(map(str, only[:3])) + (", …" if only[3:] else "")
+    return f"{len(values)} in all, {named or 'none'} of them here alone"
+
+
+def differing_input(place: str, start: Any) -> StoreError:
+    """The error for a start whose fields aren't those that the store's forecast was made from."""
+    return StoreError(
+        explain(
+            f"The store {place} already holds another forecast: the input of the start {start} differs",
+            got="other values in the Dataset",
+            expected="the fields that the stored forecast was made from",
+            do=_REPEAT,
+        )
+    )
+
+
+def mark(group: Any, complete: bool) -> None:
+    """Say in the root's attributes that the forecast isn't whole yet, or no longer say it."""
+    import zarr
+
+    attributes = {k: v for k, v in group.attrs.asdict().items() if k != STATUS}
+    group.attrs.put(attributes if complete else attributes | {STATUS: _INCOMPLETE})
+    if not group.store.supports_consolidated_metadata:
+        return
+    with warnings.catch_warnings():
+        # not part of Zarr's specification yet, but without it xarray warns whoever opens the store
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(group.store)
+
+
+def written(store: Store) -> xr.DataArray:
+    """Which (time, number, prediction_timedelta) of a stored forecast have been written.
+
+    Parameters
+    ----------
+    store : path, URL, zarr Store or icechunk Repository
+
+    Returns
+    -------
+    bool DataArray, (time, number, prediction_timedelta)
+
+    Raises
+    ------
+    StoreError
+        If the store is no forecast that this package wrote.
+    """
+    import zarr
+
+    source = readable(store)
+    try:
+        record = zarr.open_group(source, mode="r", use_consolidated=False)[f"{RECORD}/written"]
+        ds = xr.open_zarr(source, consolidated=False)
+        done = np.asarray(record)
+    except (KeyError, OSError, zarr.errors.GroupNotFoundError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(explain(f"{label(store)} holds no record of a forecast", got=got)) from error
+    return xr.DataArray(
+        done,
+        dims=("time", "number", "prediction_timedelta"),
+        coords={name: ds[name].values for name in ("number", "prediction_timedelta")}
+        | {"time": np.atleast_1d(ds["time"].values)},
+    )
+
+
+def open_forecast(store: Store) -> xr.Dataset:
+    """Open a forecast that this package wrote, lazily, whether or not it is whole.
+
+    Parameters
+    ----------
+    store : path, URL, zarr Store or icechunk Repository
+
+    Returns
+    -------
+    Dataset, dims (time, number, prediction_timedelta, level, latitude, longitude)
+        One that isn't whole has the coordinate ``written``, bool (time, number, prediction_timedelta): NaN where that
+        is False is no value. ``fc.where(fc.written)`` changes nothing; ``fc.isel(number=fc.written.all(…))`` and the
+        like select what is complete.
+
+    Raises
+    ------
+    StoreError
+        If the store is no forecast that this package wrote.
+
+    Warns
+    -----
+    IncompleteForecast
+        If parts are missing; the text says how many.
+    """
+    done = written(store)
+    ds = xr.open_zarr(readable(store), consolidated=False)
+    ds.attrs.pop(STATUS, None)  # said better below
+    missing = int((~done).sum())
+    if not missing:
+        return ds
+    warnings.warn(
+        f"{missing} of {done.size} fields of the forecast {label(store)} aren't written yet and are NaN; the "
+        "coordinate 'written' says which. The call that began it goes on where it stopped.",
+        IncompleteForecast,
+        stacklevel=2,
+    )
+    coord = done.isel(time=0) if "time" not in ds.dims else done
+    return ds.assign_coords(written=(coord.dims, coord.values, {"long_name": "whether the field has been written"}))
+
+
+def kept(record: Record | None) -> str:
+    """What to say of the parts that are safe."""
+    if record is None or not record.done.any():
+        return ""
+    return f"{int(record.done.sum())} of {record.done.size} fields are kept"

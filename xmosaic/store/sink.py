@@ -1,0 +1,301 @@
+"""A forecast written to a Zarr store while it runs, and gone on with after a break."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import MosaicError, StoreError, explain
+from . import record
+from .encoding import layouts, round_bits, shard_leads
+from .lock import Lock
+from .place import Place, Store, unwritable
+from .writer import Writer
+
+Fields = Callable[[], Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be written.
+
+    Attributes
+    ----------
+    template : Dataset
+        Coordinates and attributes of the result.
+    variables : mapping of str to Variable
+        As in `MemorySink`.
+    scalar : bool
+        Whether there is one start and no dimension for it.
+    block : (int, int)
+        Starts and members that are computed together.
+    settings : mapping
+        Everything that changes the numbers, by name; what JSON can hold.
+    keep_bits : int, optional
+        Bits of the mantissa that are kept.
+    """
+
+    template: xr.Dataset
+    variables: Mapping[str, xr.Variable]
+    scalar: bool
+    block: tuple[int, int]
+    settings: Mapping[str, Any]
+    keep_bits: int | None = None
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Numbers of starts, members and leads."""
+        sizes = next(iter(self.variables.values())).sizes
+        return sizes.get("time", 1), sizes["number"], sizes["prediction_timedelta"]
+
+
+class ZarrSink:
+    """Writes a forecast to a Zarr (version 3) store while it runs.
+
+    One chunk holds the full sphere of one time, member and lead; shards join the members of a block and several
+    leads, so that the number of files stays bounded. While the next steps are computed, one thread brings states into
+    physical fields and a second packs and writes them. What is complete is recorded, shard by shard, after it is on
+    the disk (`record`).
+
+    Parameters
+    ----------
+    store : path, URL, zarr Store or icechunk Repository
+        Absent, empty, or begun by a request of the same settings: then what it holds is kept.
+    request : Request
+    """
+
+    def __init__(self, store: Store, request: Request) -> None:
+        self._place, self._request = _find(store), request
+        self._members = min(request.block[1], request.lengths[1])
+        self._leads = shard_leads(request.variables, self._members, request.lengths[2])
+        self._lock = Lock(self._place)
+        self._record: record.Record | None = None
+        self._group: Any = None
+        self._writer: Writer | None = None
+        self._arranger: Writer | None = None
+        self._buffer: dict[str, np.ndarray] = {}
+        self._where: tuple[slice, slice, int] | None = None
+
+    # -------------------------------------------------------------------------------------------- begin and end
+
+    def __enter__(self) -> ZarrSink:
+        with self._translated():
+            self._refuse_other_files()
+            self._lock.acquire()
+        try:
+            with self._translated(), warnings.catch_warnings():
+                # zarr warns of what a killed process had half made; it is made anew
+                warnings.filterwarnings("ignore", "Object at .* is not recognized")
+                self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._writer, self._arranger = Writer(self._error), Writer(self._error)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # what is whole is still written, whatever ended the forecast: it needn't be computed again
+        for thread in (self._arranger, self._writer):
+            if thread is not None:
+                thread.stop()
+        self._lock.release()
+
+    def _refuse_other_files(self) -> None:
+        path = self._place.folder
+        if path is None or not path.exists():
+            return
+        names = {p.name for p in path.iterdir()} if path.is_dir() else {""}
+        if names and "zarr.json" not in names and names != {record.RECORD}:
+            do = "Choose another path"
+            raise StoreError(explain(f"{path} exists and is no Zarr store", expected="a path that is free", do=do))
+
+    def _begin(self) -> None:
+        self._group = self._place.group()
+        held = self._held()
+        if held is not None:
+            record.compare_settings(self._place.label, held, self._request.settings)
+        ready = held is not None and bool(self._group[record.RECORD].attrs["ready"])
+        if not ready or record.STATUS in self._group.attrs:
+            self._place.sweep()
+        if not ready:
+            self._create(held is None)
+        self._record = record.Record(self._group)
+        self._members, self._leads = self._record.shard  # as they were laid out, whatever one would choose today
+
+    def _held(self) -> dict[str, Any] | None:
+        try:
+            return record.held_settings(self._group)
+        except StoreError as error:
+            raise StoreError(str(error).replace("The store", f"The store {self._place.label}", 1)) from None
+
+    def _create(self, new: bool) -> None:
+        import dask.array
+
+        request = self._request
+        if new:
+            record.create_record(self._group, request.settings)
+        for name in list(self._group.array_keys()):  # of a call that was killed before anything was written
+            del self._group[name]
+        encoding = layouts(request.variables, self._members, self._leads, request.keep_bits)
+        data = {}
+        for name, v in request.variables.items():
+            blank = dask.array.full(v.shape, np.nan, chunks=encoding[name]["shards"], dtype=np.float32)
+            data[name] = (v.dims, blank, v.attrs)
+        request.template.assign(data).to_zarr(
+            self._place.store, mode="a", compute=False, zarr_format=3, consolidated=False, encoding=encoding
+        )
+        self._group = self._place.group()  # what xarray wrote included
+        record.create_arrays(self._group, request.lengths, (1, self._members, self._leads))
+        record.mark(self._group, complete=False)
+        self._place.sync()
+        self._group[record.RECORD].attrs["ready"] = True
+        self._commit("the layout of a forecast")
+
+    def finish(self) -> xr.Dataset:
+        """Wait for the last write, say that the store is whole, and open it, lazily."""
+        assert self._writer is not None and self._arranger is not None and self._record is not None
+        self._arranger.drain()
+        self._writer.drain()
+        with self._translated():
+            if not self._record.done.all():
+                raise StoreError(explain(f"The store {self._place.label} isn't whole", do="Make the same call again"))
+            if record.STATUS in self._group.attrs:
+                record.mark(self._group, complete=True)
+                self._commit("a forecast, whole")
+            return xr.open_zarr(self._place.readable(), consolidated=False)[list(self._request.variables)]
+
+    # ------------------------------------------------------------------------------------- what is there already
+
+    def missing(self, starts: slice, members: slice) -> np.ndarray:
+        """Which leads of a block aren't complete, bool (lead,)."""
+        assert self._record is not None
+        return np.asarray(~self._record.done[starts, members].all(axis=(0, 1)))
+
+    def wants_inputs(self, starts: slice) -> bool:
+        """Whether digests of these starts' inputs are to be handed in."""
+        return True
+
+    def take_inputs(self, starts: slice, digests: Sequence[bytes]) -> None:
+        """Write down the digest of what each start is made from, or raise `StoreError` if it was another."""
+        assert self._record is not None and self._writer is not None
+        held, times = self._record, np.atleast_1d(self._request.template["time"].values)
+        for i, digest in zip(range(starts.start, starts.stop), digests, strict=True):
+            known = held.input(i)
+            if known is None:
+                self._writer.put(functools.partial(self._note_input, i, digest))
+            elif known != digest:
+                raise record.differing_input(self._place.label, times[i].astype("datetime64[s]"))
+
+    def _note_input(self, start: int, digest: bytes) -> None:
+        assert self._record is not None
+        self._record.take_input(start, digest)
+
+    # ---------------------------------------------------------------------------------------------------- writing
+
+    def check(self) -> None:
+        """Raise what has gone wrong in the threads that arrange and write."""
+        assert self._writer is not None and self._arranger is not None
+        self._writer.check()
+        self._arranger.check()
+
+    def write(self, starts: slice, members: slice, lead: int, fields: Fields) -> None:
+        """Take what makes the fields of one lead, (start, member, ...); leads of a block come in order."""
+        assert self._arranger is not None
+        self._arranger.put(functools.partial(self._arrange, starts, members, lead, fields))
+
+    def _arrange(self, starts: slice, members: slice, lead: int, make: Fields) -> None:
+        fields = make()
+        first = lead - lead % self._leads
+        count = min(self._leads, self._request.lengths[2] - first)
+        if self._where != (starts, members, first):
+            self._where = (starts, members, first)
+            self._buffer = {n: np.empty((*v.shape[:2], count, *v.shape[2:]), np.float32) for n, v in fields.items()}
+        for name, values in fields.items():
+            self._buffer[name][:, :, lead - first] = round_bits(values, self._request.keep_bits)
+        if lead - first == count - 1:
+            self._hand_over((starts, members, slice(first, first + count)))
+
+    def _hand_over(self, region: tuple[slice, slice, slice]) -> None:
+        assert self._writer is not None
+        buffer, self._buffer, self._where = self._buffer, {}, None
+        self._writer.put(functools.partial(self._store, region, buffer))
+
+    def _store(self, region: tuple[slice, slice, slice], fields: Mapping[str, np.ndarray]) -> None:
+        """Data first; then, once that lasts, the record."""
+        assert self._record is not None
+        self._lock.check()
+        for name, values in fields.items():
+            if self._request.scalar:
+                self._group[name][region[1:]] = values[0]
+            else:
+                self._group[name][region] = values
+        self._place.sync()
+        self._record.commit(region)
+        self._place.sync()
+
+    def end_block(self) -> None:
+        """Commit what a block has written, for stores that know commits."""
+        if self._place.shares_commits:
+            assert self._writer is not None and self._arranger is not None
+            commit = functools.partial(self._commit, "a block of a forecast")
+            self._arranger.put(functools.partial(self._writer.put, commit))
+
+    def _commit(self, message: str) -> None:
+        self._place.sync()
+        if self._place.shares_commits:
+            self._place.commit(message)
+            self._group = self._place.group()
+            if self._record is not None:
+                self._record.use(self._group)
+
+    # ----------------------------------------------------------------------------------------------------- errors
+
+    def _error(self, error: BaseException) -> BaseException:
+        if isinstance(error, MosaicError) or not isinstance(error, Exception):
+            return error
+        return unwritable(self._place.label, error, record.kept(self._record))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except MosaicError:
+            raise
+        except Exception as error:  # every kind of store has its own exceptions
+            raise self._error(error) from error
+
+
+def _find(store: Store) -> Place:
+    try:
+        return Place(store)
+    except MosaicError:
+        raise
+    except Exception as error:  # as above
+        from .place import label
+
+        raise unwritable(label(store), error) from error
+
+
+def held_block(store: Store) -> tuple[int, int] | None:
+    """Starts and members that the forecast in a store is computed with together; None if it holds none of ours.
+
+    The same block must be computed on, whatever memory is free today: sums in another order are other bits.
+    """
+    import zarr
+
+    from .place import readable
+
+    try:
+        held = zarr.open_group(readable(store), mode="r", use_consolidated=False)[record.RECORD]
+        attributes: Any = held.attrs.asdict()
+        starts, members = attributes["settings"]["batch"]
+    except Exception:  # absent, empty or something else: the sink says which
+        return None
+    return int(starts), int(members)
