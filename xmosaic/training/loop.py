@@ -90,7 +90,7 @@ def train(
     Returns
     -------
     Model
-        Best on the validation period; its ``history`` is a labelled Dataset.
+        Best of the last stage on the validation period; its ``history`` is a labelled Dataset.
 
     Raises
     ------
@@ -142,6 +142,7 @@ class _Run:
         self.journal = Journal(self.folder, ranks.first, lines, tensorboard)
         self.stage = self.place = self.update = 0
         self.best: float = math.inf
+        self.best_update = 0
         self.best_weights: dict[str, torch.Tensor] | None = None
         if resume:
             self._resume()
@@ -266,6 +267,8 @@ class _Run:
                 if stop or last:
                     self.stage, self.place = self.stage + 1, 0
                     self.stopper = EarlyStopping(c.patience)
+                    if self.stage < len(c.stages):
+                        self.best = math.inf  # scores of longer rollouts are larger: each stage has a best of its own
                 if stop or last or self.update % c.save_every == 0:
                     self._save()
                 if stop or last:
@@ -339,7 +342,7 @@ class _Run:
             batches = self._checked_batches(loader)
             found = validate(self.module, batches, c.validation_members, c.seed, self.ranks.sum)
             if found.total < self.best or self.best_weights is None:
-                self.best = found.total
+                self.best, self.best_update = found.total, self.update
                 self.best_weights = copied(self.network)
                 if self.folder is not None:
                     self._gather(dict(self.network.named_parameters()))
@@ -357,7 +360,12 @@ class _Run:
         if self.states is None:
             return
         plain: dict[str, Any] = {"update": self.update, "stage": self.stage, "place": self.place, "best": self.best}
-        plain |= {"stopper": self.stopper.state_dict(), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        plain |= {
+            "best_update": self.best_update,
+            "stopper": self.stopper.state_dict(),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
         self.states.save(plain, self.best_weights)
 
     def _resume(self) -> None:
@@ -374,7 +382,8 @@ class _Run:
                 explain("The data have other statistics than when the run began", do="Resume with the same data")
             )
         self.stopper.load_state_dict(state["stopper"])
-        self.stage, self.place, self.update, self.best = (state[n] for n in ("stage", "place", "update", "best"))
+        self.stage, self.place, self.update = (state[n] for n in ("stage", "place", "update"))
+        self.best, self.best_update = state["best"], state.get("best_update", state["update"])
         self.ranks.once(lambda: folder.cut(self.update))
         journal.lines = [line for line in journal.lines if line["update"] <= self.update]
 
@@ -387,7 +396,7 @@ class _Run:
 
     def _best_model(self) -> Model:
         """A model of its own with the network's weights as they are now, or as they were gathered."""
-        about = self.model.provenance | {"validation_crps": self.best, "updates": self.update}
+        about = self.model.provenance | {"validation_crps": self.best, "updates": self.best_update}
         return Model(self.model.network, self.schema, self.data.grid, self.mean, self.std, self.model.static, about)
 
     def _finished(self) -> Model:

@@ -144,6 +144,7 @@ class Ranks:
             raise ArgumentError(explain("parallel='fsdp' shares the weights among ranks", got="one process", do=do))
         chosen = _device(device, local)
         if chosen.type == "cuda":
+            chosen = torch.device("cuda", local if chosen.index is None else chosen.index)
             torch.cuda.set_device(chosen)
         if world == 1:
             return cls(0, 1, chosen)
