@@ -29,6 +29,7 @@ from xmosaic.errors import ArgumentError, CheckpointError, DatasetError, MosaicE
 from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 from xmosaic.training import Stage, TrainConfig, folder, loop, plot_history, read_history, train
 from xmosaic.training.adapt import adapt_weights
+from xmosaic.training.ranks import Ranks
 from xmosaic.training.step import RolloutLoss, check_finite, noise_of
 from xmosaic.variables import Schema
 
@@ -346,6 +347,14 @@ def test_each_stage_has_a_best_of_its_own(monkeypatch):
     stages = (Stage(2, batch_size=2), Stage(3, rollout=2, batch_size=2))
     model = _train(_changed(stages=stages, validate_every=1))
     assert (model.provenance["updates"], model.provenance["validation_crps"]) == (4, 8.0)
+
+
+def test_a_gpu_without_a_number_is_that_of_the_local_rank(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert [Ranks.find(name).device.index for name in ("cuda", "cuda:1")] == [0, 1]
+    assert taken == [torch.device("cuda:0"), torch.device("cuda:1")]
 
 
 # ------------------------------------------------------------------------------------------------- never lose work

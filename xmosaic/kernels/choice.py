@@ -14,7 +14,13 @@ IMPLEMENTATIONS = ("triton", "reference")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def choose(impl: str | None, *tensors: torch.Tensor, alike: bool = True, fixed: torch.Tensor | None = None) -> str:
+def choose(
+    impl: str | None,
+    *tensors: torch.Tensor,
+    alike: bool = True,
+    fixed: torch.Tensor | None = None,
+    products: bool = False,
+) -> str:
     """Name of the implementation for these tensors.
 
     Parameters
@@ -26,6 +32,9 @@ def choose(impl: str | None, *tensors: torch.Tensor, alike: bool = True, fixed: 
         Whether Triton needs them all in one dtype.
     fixed : Tensor, optional
         One more, for which Triton has no gradient.
+    products : bool
+        Whether the operation is made of matrix products. In float32 Triton's run on the slow units, and are taken only
+        when asked for by name.
 
     Returns
     -------
@@ -40,7 +49,8 @@ def choose(impl: str | None, *tensors: torch.Tensor, alike: bool = True, fixed: 
         raise ArgumentError(
             explain(f"impl={impl!r} does not exist", expected=" or ".join(map(repr, (None, *IMPLEMENTATIONS))))
         )
-    if impl == "reference" or (impl is None and tensors[0].device.type != "cuda"):
+    slow = tensors[0].device.type != "cuda" or (products and tensors[0].dtype == torch.float32)
+    if impl == "reference" or (impl is None and slow):
         return "reference"
     problem = _problem(tensors, alike, fixed)
     if problem is None:

@@ -75,7 +75,7 @@ def selected_attention(
     )
     _check_blocks(block_indices, points // block_size)
     scale = d**-0.5 if scale is None else scale
-    if choose(impl, query, key, value) == "triton":
+    if choose(impl, query, key, value, products=True) == "triton":
         from . import selected
 
         return selected.selected_attention(query, key, value, block_indices, block_size, scale)
@@ -220,7 +220,7 @@ def local_attention(
     _require_axes(query=query, key=key, value=value)
     points = query.shape[2]
     _require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
-    if choose(impl, query, key, value) == "triton":
+    if choose(impl, query, key, value, products=True) == "triton":
         from . import selected
 
         return selected.local_attention(query, key, value, size)
