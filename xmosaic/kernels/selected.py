@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -294,11 +294,13 @@ def _backward_key(
     tl.store(dv_tile, dv.to(dv_ptr.dtype.element_ty), mask=mask)
 
 
-class _Tiles:
+class _Tiles(NamedTuple):
     """Rows and keys of a program, its warps, and the depth of its pipeline."""
 
-    def __init__(self, rows: int, keys: int, warps: int, stages: int) -> None:
-        self.rows, self.keys, self.warps, self.stages = rows, keys, warps, stages
+    rows: int
+    keys: int
+    warps: int
+    stages: int
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
@@ -313,10 +315,10 @@ _TILES = {
 def _tiles(kind: str, element_size: int, width: int, rows: int, size: int) -> _Tiles:
     chosen = _TILES[kind][2 if element_size > 2 else int(width > 64)]
     # a matrix product takes 16 rows at least
-    fitting = (max(16, min(most, triton.next_power_of_2(n))) for most, n in ((chosen.rows, rows), (chosen.keys, size)))
-    # the keys of several small blocks fill one tile, but on the way back a program has one block's
-    m, n = fitting
-    return _Tiles(m, n if kind == "key" else max(n, min(chosen.keys, 32)), chosen.warps, chosen.stages)
+    m = max(16, min(chosen.rows, triton.next_power_of_2(rows)))
+    n = max(16, min(chosen.keys, triton.next_power_of_2(size)))
+    # keys of several small blocks fill one tile; on the way back a program has the keys of one block
+    return chosen._replace(rows=m, keys=n if kind == "key" else max(n, min(chosen.keys, 32)))
 
 
 def _constants(kind: str, q: torch.Tensor, k: torch.Tensor, size: int) -> tuple[_Tiles, dict[str, Any]]:
