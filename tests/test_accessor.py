@@ -65,7 +65,7 @@ def test_card_of_a_dataset_says_what_was_understood():
     assert "t2m → 2m_temperature" in ds.mosaic._repr_html_()
     sample = repr(xmosaic.open_sample().mosaic)
     assert "bundled: fits" in sample
-    assert "24 members × 10 days take 32 MB" in sample
+    assert "24 members × 10 days take 49 MB" in sample
 
 
 def test_card_of_a_dataset_reads_no_field():
@@ -95,8 +95,10 @@ def test_card_of_a_model():
         assert piece in text, text
         assert piece in page, page
     assert "UNTRAINED" not in text
-    bundled = xmosaic.load_model("bundled")
-    assert ("UNTRAINED" in repr(bundled)) == bundled.untrained
+    bundled = repr(xmosaic.load_model("bundled"))
+    assert "UNTRAINED" not in bundled
+    for heading in ("Training", "Scores", "Limits"):
+        assert f"\n{heading} " in bundled
 
 
 def test_html_is_escaped():
@@ -218,20 +220,32 @@ def test_errors_go_to_standard_error_in_words(files, capsys):
         assert "Traceback" not in captured.err
 
 
-def test_demo_writes_a_store_and_a_picture(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path / "new"), "--members", "2", "--lead", "2D", "--quiet"]) == 0
+def test_demo_writes_a_store_and_a_picture_and_verifies(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "new"), "--members", "2", "--lead", "3D", "--quiet"]) == 0
     fc = xr.open_zarr(tmp_path / "new" / "forecast.zarr", consolidated=False)
     assert fc.sizes["number"] == 2
     assert (tmp_path / "new" / "forecast.png").read_bytes().startswith(b"\x89PNG")
-    if xmosaic.load_model("bundled").untrained:
-        assert "UNTRAINED" in capsys.readouterr().out
-    assert main(["demo", "--out", str(tmp_path / "new"), "--members", "2", "--quiet"]) == 1
+    printed = capsys.readouterr().out
+    # its last valid time is the sample's last
+    assert fc["valid_time"].values[-1] == xmosaic.open_sample()["time"].values[-1]
+    rows = [line.split() for line in printed.splitlines() if "temperature 850 hPa [K]" in line]
+    shown = {row[4]: [float(cell) for cell in row[5:]] for row in rows[:3]}
+    assert set(shown) == {"forecast", "persistence", "climatology"}
+    found = fc[["temperature"]].load().mosaic.rmse(xmosaic.open_sample())["temperature"].sel(level=850)
+    assert np.allclose(shown["forecast"], found[[0, 2]], rtol=1e-3)
+    assert main(["demo", "--out", str(tmp_path / "new"), "--members", "3", "--quiet"]) == 1
     assert "already holds" in capsys.readouterr().err
+
+
+def test_demo_refuses_a_lead_that_the_sample_cannot_verify(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--members", "1", "--lead", "39D", "--quiet"]) == 1
+    assert "at most 38D" in capsys.readouterr().err
 
 
 def test_sample_is_what_the_bundled_model_needs():
     ds = xmosaic.open_sample()
     assert ds.mosaic.check("bundled").ok
     assert not ds.mosaic.check("bundled").notes
+    assert not xmosaic.load_model("bundled").untrained
     assert xmosaic.load_model("bundled").grid.shape == (33, 64)
     assert GRID.shape == (7, 12)

@@ -206,6 +206,7 @@ def test_the_card_says_what_it_is(file):
     assert "UNTRAINED" not in text
     assert "UNTRAINED" in repr(make_model(provenance={"untrained": True}))
     assert "&lt;b&gt;" in make_model(provenance={"name": "<b>"})._repr_html_()
+    assert make_model(provenance={"card": {"Limits": "many"}}).card()["Limits"] == "many"
 
 
 @pytest.mark.parametrize(

@@ -280,3 +280,14 @@ def test_no_warning_without_cause():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _benchmark()
+
+
+def test_one_start_opened_from_a_store_scores_like_the_one_in_memory(tmp_path):
+    """Its valid times lie in one chunk, its fields in one for each lead."""
+    one = FORECAST.isel(time=0)
+    valid = one["time"] + one["prediction_timedelta"]
+    one.chunk(prediction_timedelta=1).assign_coords(valid_time=valid).to_zarr(tmp_path / "fc.zarr", consolidated=False)
+    stored = xr.open_zarr(tmp_path / "fc.zarr", consolidated=False, decode_timedelta=True)
+    with pytest.raises(ValueError, match="inconsistent chunks"):
+        _ = stored.chunks
+    xr.testing.assert_allclose(dg.rmse(stored, TRUTH).compute(), dg.rmse(one, TRUTH))

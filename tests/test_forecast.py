@@ -185,10 +185,11 @@ def test_members_do_not_depend_on_the_size_of_the_ensemble_or_the_order_of_start
         xr.testing.assert_equal(few[name].sortby("time"), many[name].sel(number=[1, 2]).sortby("time"))
 
 
-def test_bundled_members_agree_to_rounding_after_ten_days():
+def test_bundled_members_agree_to_rounding_for_the_first_days():
+    """Not for ever: once rounding makes the attention pick another block, weather goes its own way (docs/beware.md)."""
     ds = xmosaic.open_sample()
     options = {"model": "bundled", "progress": False}
-    one, four = (forecast(ds, "10D", 4, batch_size=n, **options) for n in (1, 4))
+    one, four = (forecast(ds, "2D", 4, batch_size=n, **options) for n in (1, 4))
     model = xmosaic.load_model("bundled")
     for channel, std in zip(model.schema.state, model.std, strict=True):
         at = {"level": channel.level} if channel.level else {}

@@ -230,7 +230,7 @@ def test_accessor_has_the_signature_of_the_function(method, home, name):
     ("home", "name", "arguments"),
     [
         ("forecast", "forecast", {"lead": "3D", "members": 7, "seed": 5, "variables": ["z500"], "grid": "input"}),
-        ("forecast", "check", {"model": "bundled", "time": "2001-01-03"}),
+        ("forecast", "check", {"model": "bundled", "time": "2012-04-12"}),
         ("healpix", "to_healpix", {"nside": 4, "method": "nearest"}),
         ("healpix", "to_latlon", {"grid": (8, 5), "method": "bilinear"}),
         ("dialects", "to_dialect", {"dialect": "ecmwf"}),

@@ -4,7 +4,7 @@
 >>> ds = xmosaic.open_sample()
 >>> fc = ds.mosaic.forecast(lead="2D", members=2, progress=False)
 >>> dict(fc["geopotential"].sizes)
-{'number': 2, 'prediction_timedelta': 2, 'level': 3, 'latitude': 33, 'longitude': 64}
+{'number': 2, 'prediction_timedelta': 2, 'level': 4, 'latitude': 33, 'longitude': 64}
 """
 
 from typing import TYPE_CHECKING, Any

@@ -71,7 +71,8 @@ class Model:
     static : array, (longitude, latitude, static), optional
         Static fields in the schema's units.
     provenance : dict of str
-        ``name``, ``title``, ``license``, ``data``, ``training``, ``untrained``, ``versions``, ``files`` …
+        ``name``, ``title``, ``license``, ``data``, ``training``, ``untrained``, ``versions``, ``files`` …; ``card``
+        holds further lines of the card by heading, such as scores and limits.
     sha256 : str
         Digest of the file the model was read from; of the contents for a model that has no file yet.
     history : Dataset, optional
@@ -238,6 +239,7 @@ class Model:
                 f"in a batch, {_size(self.state_bytes())} per member and lead of the forecast (float32)"
             ),
             "Data": str(p.get("data", "")),
+            **{str(k): str(v) for k, v in p.get("card", {}).items()},
             "License": self.license,
             "Files": ", ".join(f"{k} {str(v)[:12]}…" for k, v in p.get("files", {}).items()),
             "sha256": self.sha256,

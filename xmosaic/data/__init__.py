@@ -8,9 +8,12 @@ import xarray as xr
 
 
 def open_sample() -> xr.Dataset:
-    """Open the bundled sample: fourteen days of an analytic atmosphere, once a day, on a 64 × 33 grid.
+    """Open the bundled sample: forty days of a simulated atmosphere, once a day, on a 64 × 33 grid.
 
-    The sample is made by a formula (``examples/make_bundled.py``), not observed: balanced jets with travelling waves.
+    The atmosphere of Held and Suarez (1994), doi:10.1175/1520-0477(1994)075<1825:APFTIO>2.0.CO;2, made with the
+    dynamical core dinosaur (``examples/held_suarez``): chaotic weather and jets on a flat, dry planet without seasons,
+    not the Earth's. These days are of the test year, which the bundled model's training never saw, so that each
+    start's forecast can be verified against the days after it. Dates are labels. Values are packed in 16 bits.
 
     Returns
     -------
@@ -20,7 +23,7 @@ def open_sample() -> xr.Dataset:
     Examples
     --------
     >>> open_sample().sizes["time"]
-    14
+    40
     """
     with resources.as_file(resources.files("xmosaic") / "data" / "sample.nc") as path, xr.open_dataset(path) as ds:
         return ds.load()

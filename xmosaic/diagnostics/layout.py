@@ -58,7 +58,7 @@ def canonical_dims(obj: Labelled) -> tuple[Labelled, dict[str, Hashable]]:
     """
     if not isinstance(obj, xr.Dataset | xr.DataArray):
         raise ArgumentError(explain("This is no xarray object", got=type(obj).__name__, expected="a Dataset"))
-    obj = decode_lead(obj)
+    obj = _labels_loaded(decode_lead(obj))
     found: dict[str, Hashable] = {}
     for name in _axes(obj):
         new = _DIM_OF_KIND.get(axis_kind(name, obj.coords[name].variable if name in obj.coords else None))
@@ -89,6 +89,12 @@ def _levels_in_hpa(obj: Labelled) -> Labelled:
         return obj
     level = obj.coords["level"]
     return obj.assign_coords(level=(level.dims, level.values * linear[0], {**level.attrs, "units": "hPa"}))
+
+
+def _labels_loaded(obj: Labelled) -> Labelled:
+    """Lazy coordinates in memory: those of a store have chunks that contradict its fields', which xarray refuses."""
+    lazy = {name: coord.compute() for name, coord in obj.coords.items() if coord.chunks is not None}
+    return obj.assign_coords(lazy) if lazy else obj
 
 
 def caller_names(obj: Labelled, names: dict[str, Hashable]) -> Labelled:

@@ -1,0 +1,229 @@
+"""Simulate the benchmark atmosphere and write it as a WeatherBench2-like Zarr store: ``python simulate.py STORE``.
+
+Held and Suarez (1994) on a Gaussian grid, interpolated to pressure levels there, then coarse-grained by exact areas to
+the model's grid. The core runs in a process of its own (`dynamics.py`), so that its GPU memory is free afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+import xmosaic
+from xmosaic.grid import LatLonGrid
+from xmosaic.variables import cf_attributes
+
+HERE = Path(__file__).parent
+FIRST_YEAR = 2001
+SURFACE = ("2m_temperature", "10m_u_component_of_wind", "10m_v_component_of_wind", "mean_sea_level_pressure")
+UPPER = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind", "vertical_velocity")
+MEANING = {
+    "2m_temperature": "temperature of the lowest of 24 layers (sigma 0.979): the set-up has no surface layer",
+    "10m_u_component_of_wind": "wind of the lowest of 24 layers (sigma 0.979): the set-up has no surface layer",
+    "10m_v_component_of_wind": "wind of the lowest of 24 layers (sigma 0.979): the set-up has no surface layer",
+    "mean_sea_level_pressure": "surface pressure: the planet is flat",
+    "vertical_velocity": "diagnosed from the continuity equation",
+}
+# whole numbers of chunks and days
+CHUNK_DAYS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What fixes a simulation. Years have 360 days; each trajectory is one year, from a seed of its own."""
+
+    years: int = 12
+    days: int = 360
+    truncation: int = 63
+    minutes: float = 20.0
+    spin_truncation: int = 42
+    spin_minutes: float = 30.0
+    spin_days: int = 200
+    settle_days: int = 20
+    outputs_per_day: int = 1
+    levels: tuple[float, ...] = (100.0, 250.0, 500.0, 700.0, 850.0)
+    longitudes: int = 64
+    latitudes: int = 33
+    first_seed: int = 0
+    transform: str = "fast"
+    limit_seconds: float = float("inf")  # trajectories end early, all on the same day, when the time is over
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.first_seed, self.first_seed + self.years))
+
+
+# ---------------------------------------------------------------------------------------------------------- calendar
+
+
+def calendar(years: int, days: int, outputs_per_day: int = 1) -> pd.DatetimeIndex:
+    """Times of all trajectories, one after another: year i is the days from 1 January of 2001 + i on.
+
+    A simulated year of 360 days leaves the calendar's last five empty, so no window of history and targets crosses
+    from one trajectory into the next.
+    """
+    if days > 360:
+        raise SystemExit(f"{days} days leave no gap before the next trajectory; take at most 360")
+    step = pd.Timedelta(days=1) / outputs_per_day
+    starts = [pd.Timestamp(FIRST_YEAR + i, 1, 1) for i in range(years)]
+    return pd.DatetimeIndex([start + k * step for start in starts for k in range(days * outputs_per_day)])
+
+
+def periods(years: int) -> dict[str, tuple[str, str]]:
+    """First and last year of training, validation (last but one) and test (last)."""
+    last = FIRST_YEAR + years - 1
+    names = {"train": (FIRST_YEAR, last - 2), "validation": (last - 1, last - 1), "test": (last, last)}
+    return {name: (str(first), str(end)) for name, (first, end) in names.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- coarse-graining
+
+
+def area_matrices(nodes: int, target: LatLonGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Area fractions, (target row, row) and (target column, column), of a Gaussian grid's cells in a target's.
+
+    A Gaussian row's cell has the area of its quadrature weight, so the area mean is that of the spectral core.
+    """
+    _, weights = np.polynomial.legendre.leggauss(2 * nodes)
+    edges = np.concatenate([[-1.0], -1.0 + np.cumsum(weights)])
+    edges[-1] = 1.0
+    rows = _shared(np.sin(np.deg2rad(target.latitude_edges())), edges)
+    spacing = 90.0 / nodes
+    columns = (np.arange(4 * nodes + 1) - 0.5) * spacing
+    turns = [_shared(target.longitude_edges(), columns + turn) for turn in (-360.0, 0.0, 360.0)]
+    return tuple(m / m.sum(axis=1, keepdims=True) for m in (rows, np.sum(turns, axis=0)))
+
+
+def gaussian_nodes(truncation: int) -> int:
+    """Rows of one hemisphere: at least (3 T + 1) / 4, a multiple of 8, so that transforms are fast.
+
+    >>> [gaussian_nodes(t) for t in (21, 42, 63, 85)]
+    [16, 32, 48, 64]
+    """
+    return -(-(3 * truncation + 1) // 32) * 8
+
+
+def _shared(target: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Length that each target interval shares with each source interval."""
+    low = np.maximum(target[:-1, None], source[None, :-1])
+    return np.maximum(np.minimum(target[1:, None], source[None, 1:]) - low, 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+def simulate(settings: Settings, store: Path, scratch: Path) -> None:
+    """Run the core in a process of its own; write the store, ``diagnostics.npz`` and ``dynamics.json`` beside it."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    grid = LatLonGrid.equiangular(settings.longitudes, settings.latitudes)
+    nodes = gaussian_nodes(settings.truncation)
+    for name, matrix in zip(("rows", "columns"), area_matrices(nodes, grid), strict=True):
+        np.save(scratch / f"{name}.npy", matrix)
+    chunk = max(d for d in range(1, CHUNK_DAYS + 1) if settings.days % d == 0)
+    plan = {**asdict(settings), "seeds": settings.seeds, "chunk_days": chunk}
+    plan |= {"nodes": nodes, "spin_nodes": gaussian_nodes(settings.spin_truncation)}
+    (scratch / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, str(HERE / "dynamics.py"), str(scratch / "plan.json"), str(scratch)]
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise SystemExit(f"dynamics.py failed ({done.returncode})")
+    fields = np.load(scratch / "fields.npy", mmap_mode="r")
+    about = json.loads((scratch / "dynamics.json").read_text())
+    made = replace(settings, days=about["days"])  # fewer than asked for if the time was over
+    fields = fields[:, : made.days * made.outputs_per_day]
+    write_store(to_dataset(fields, made, grid, about), store)
+    for name in ("diagnostics.npz", "dynamics.json"):
+        shutil.copy(scratch / name, store.parent / name)
+
+
+def to_dataset(fields: np.ndarray, settings: Settings, grid: LatLonGrid, about: dict) -> xr.Dataset:
+    """Labelled fields from an array (trajectory, time, channel, latitude, longitude) in the order of `dynamics`."""
+    time = calendar(settings.years, settings.days, settings.outputs_per_day)
+    flat = fields.reshape(len(time), *fields.shape[2:])
+    levels = flat[:, len(SURFACE) :].reshape(len(time), len(settings.levels), len(UPPER), *grid.shape)
+    place = ("latitude", "longitude")
+    data = {name: (("time", *place), flat[:, i]) for i, name in enumerate(SURFACE)}
+    data |= {name: (("time", "level", *place), levels[:, :, i]) for i, name in enumerate(UPPER)}
+    ds = xr.Dataset(data, {"time": time, "level": np.array(settings.levels).astype(np.int32), **grid.coordinates()})
+    for name in ds.data_vars:
+        comment = {"comment": MEANING[str(name)]} if name in MEANING else {}
+        ds[name].attrs = {**cf_attributes(str(name)), **comment}
+    ds["time"].attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
+    level = {"standard_name": "air_pressure", "long_name": "pressure level", "units": "hPa", "positive": "down"}
+    ds["level"].attrs = {**level, "axis": "Z"}
+    return ds.assign_attrs(attributes(settings, about))
+
+
+def attributes(settings: Settings, about: dict) -> dict[str, str]:
+    """Where the data come from, so that they can be made again."""
+    s = settings
+    return {
+        "Conventions": "CF-1.13",
+        "title": "Held–Suarez atmosphere, simulated",
+        "institution": "the xmosaic developers",
+        "source": f"dinosaur {about.get('dinosaur', '?')}, jax {about.get('jax', '?')}, xmosaic {xmosaic.__version__}",
+        "history": f"examples/held_suarez/simulate.py with {json.dumps(asdict(s))}",
+        "references": "doi:10.1175/1520-0477(1994)075<1825:APFTIO>2.0.CO;2",
+        "license": "BSD-3-Clause",
+        "comment": (
+            f"T{s.truncation}, 24 sigma layers, steps of {s.minutes:g} minutes, ∇⁸ damping of 0.1 day; spun up for "
+            f"{s.spin_days} days at T{s.spin_truncation} and {s.settle_days} more; coarse-grained by exact areas from "
+            "the Gaussian grid; mean surface pressure set to 1000 hPa once a day; perpetual equinox, no sun, no "
+            "orography: dates are labels, each calendar year is a trajectory of its own"
+        ),
+        "seeds": json.dumps(s.seeds),
+    }
+
+
+def write_store(ds: xr.Dataset, store: Path) -> None:
+    """Uncompressed Zarr in chunks of ten times, which is read fastest."""
+    shutil.rmtree(store, ignore_errors=True)
+    encoding = {
+        name: {
+            "chunks": tuple(min(10, n) if d == "time" else n for d, n in ds[name].sizes.items()),
+            "compressors": None,
+        }
+        for name in ds.data_vars
+    }
+    ds.to_zarr(store, encoding=encoding, zarr_format=3, consolidated=False)
+    print(f"{store}: {ds.sizes['time']} times, {ds.nbytes / 1e6:.0f} MB", flush=True)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that change a field of `Settings`."""
+    for name in ("years", "days", "truncation", "spin_truncation", "spin_days", "settle_days", "outputs_per_day"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Settings, name))
+    for name in ("minutes", "spin_minutes"):
+        flag = "--step-minutes" if name == "minutes" else "--spin-minutes"
+        parser.add_argument(flag, dest=f"step_{name}", type=float, default=getattr(Settings, name))
+    parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="end trajectories early after this")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--transform", choices=("fast", "real"), default="fast", help="dinosaur's spherical harmonics")
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    same = ("years", "days", "truncation", "spin_truncation", "spin_days", "settle_days", "outputs_per_day")
+    given = {name: getattr(options, name) for name in (*same, "first_seed", "transform", "limit_seconds")}
+    return Settings(**given, minutes=options.step_minutes, spin_minutes=options.step_spin_minutes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--scratch", type=Path, default=Path("/tmp/held_suarez/scratch"))
+    arguments(parser)
+    options = parser.parse_args()
+    simulate(settings_from(options), options.store, options.scratch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""Train the bundled network, or its deterministic twin: ``python train.py STORE OUT --minutes 4 [--twin]``.
+
+Measures the time of an update first, then fits the number of updates to the minutes. The data stay on the device, and
+each sample is turned by a random longitude and mirrored at the equator with probability ½: the set-up of Held and
+Suarez knows neither longitudes nor hemispheres, so these are samples as good as the simulated ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import simulate
+import torch
+import xarray as xr
+
+import xmosaic
+from xmosaic import Model, MosaicConfig, Stage, StageConfig, TrainConfig
+from xmosaic.checkpoint import read_model
+from xmosaic.kernels import choice
+from xmosaic.training import loop
+from xmosaic.training.loader import Batch
+from xmosaic.training.samples import TrainingData, Windows
+
+LEVELS = (250, 500, 700, 850)
+VARIABLES = {name: None for name in simulate.SURFACE} | {name: LEVELS for name in simulate.UPPER}
+# these change their sign in the mirror
+ODD = ("v_component_of_wind", "10m_v_component_of_wind")
+RATE = 0.02
+BATCH, ROLLOUT = 16, 3  # samples per update, half as many in rollouts; steps of these
+LONG_SHARE = 0.25  # of the time, for the rollouts of three steps
+WARM_UP = 20  # updates that are timed, of which the first half does not count
+
+
+def network(deterministic: bool = False) -> MosaicConfig:
+    """5 million parameters, most of them at the coarse stages; the mesh is finer than the grid of 64 × 33."""
+    return MosaicConfig(
+        stages=(
+            StageConfig(16, 96, 3, 1, local_size=128, block_size=32, block_count=8, encoder_depth=2, decoder_depth=2),
+            StageConfig(8, 192, 6, 2, local_size=128, block_size=16, block_count=6, encoder_depth=2, decoder_depth=1),
+        ),
+        bottleneck=StageConfig(4, 256, 8, 2, 192, 16, 4, encoder_depth=2, decoder_depth=0),
+        num_variables=1,  # set when training starts
+        num_neighbors=12,
+        noise_dim=0 if deterministic else 32,
+    )
+
+
+def pretraining(batch: int, updates: int) -> Stage:
+    """Single steps."""
+    return Stage(updates, batch_size=batch, learning_rate=RATE, warmup=min(50, updates // 10))
+
+
+def longer(batch: int, updates: int) -> Stage:
+    """Rollouts of three steps, half as many samples each."""
+    return Stage(updates, ROLLOUT, max(1, batch // 2), RATE / 4, warmup=updates // 10)
+
+
+def settings(periods: dict[str, Any], stage: Stage, twin: bool, precision: str, seed: int = 0) -> TrainConfig:
+    """Fair CRPS of two members, or squared error of one; each stage is a run of its own, with a best of its own."""
+    return TrainConfig(
+        network=network(twin),
+        stages=(stage,),
+        **periods,
+        variables=VARIABLES,
+        members=1 if twin else 2,
+        loss="mse" if twin else "crps",
+        channel_weights="uniform",
+        adam_rate=0.2,
+        ema=0.998,
+        precision=precision,
+        seed=seed + stage.rollout,
+        validate_every=max(1, stage.updates // (4 if stage.rollout == 1 else 2)),
+        validation_samples=24,
+        save_every=10**9,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- data on the device
+
+
+class Resident:
+    """What `xmosaic.training.loader.Loader` is to a training run, with all data on the device, turned and mirrored.
+
+    Attributes
+    ----------
+    device : str
+        Where the data are.
+    """
+
+    device = "cpu"
+    waited = 0.0
+    # of the latest data and statistics: one training run follows another
+    _kept: tuple[Any, torch.Tensor] | None = None
+
+    def __init__(
+        self,
+        data: TrainingData,
+        windows: Windows,
+        rollout: int,
+        batch_size: int,
+        seed: int,
+        mean: np.ndarray,
+        std: np.ndarray,
+        **_: Any,
+    ) -> None:
+        self.data, self.windows, self.rollout, self.batch_size, self.seed = data, windows, rollout, batch_size, seed
+        self.steps = np.arange(1 - data.history, rollout + 1)
+        self.states = self._resident(mean, std)
+        odd = np.array([c.variable in ODD for c in data.schema.state])
+        self.sign = self._tensor(np.where(odd, -1.0, 1.0))
+        # x → −x in physical units is n → −n − 2 mean/std in normalised ones
+        self.offset = self._tensor(np.where(odd, -2 * np.asarray(mean) / np.asarray(std), 0.0))
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __enter__(self) -> Resident:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def load(self, starts: pd.DatetimeIndex) -> Batch:
+        """Samples as they are."""
+        each = [starts + k * self.data.step for k in range(self.rollout)]
+        clock = torch.tensor(np.array([clock_of(t) for t in each], np.float32))
+        return self._batch(self._windows(starts), starts, np.arange(len(starts)), clock)
+
+    def batches(self, first_update: int = 0) -> Iterator[Batch]:
+        """Samples in an endless order, each turned, mirrored or not, and on a random date: dates mean nothing here."""
+        for update in itertools.count(first_update):
+            positions = update * self.batch_size + np.arange(self.batch_size)
+            starts = self.windows.starts[[self.place(p) for p in positions.tolist()]]
+            draw = np.random.default_rng([self.seed, 1, update])
+            turn = torch.from_numpy(draw.integers(self.data.grid.shape[1], size=len(starts)))
+            mirror = torch.from_numpy(draw.random(len(starts)) < 0.5)
+            clock = torch.from_numpy(draw.random((1, len(starts), 2), dtype=np.float32))
+            states = self.turned(self._windows(starts), turn.to(self.device), mirror.to(self.device))
+            yield self._batch(states, starts, positions, clock.expand(self.rollout, -1, -1))
+
+    def place(self, position: int) -> int:
+        """Which start stands at a position of the endless order: one permutation per epoch."""
+        epoch, place = divmod(position, len(self.windows))
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
+        return int(self._orders[epoch][place])
+
+    def turned(self, states: torch.Tensor, turn: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+        """States (sample, time, longitude, latitude, channel), each turned and, where `mirror` says so, mirrored."""
+        sample = torch.arange(len(states), device=states.device)[:, None, None]
+        columns = (torch.arange(states.shape[2], device=states.device) + turn[:, None]) % states.shape[2]
+        rows = torch.arange(states.shape[3], device=states.device).expand(len(states), -1)
+        rows = torch.where(mirror[:, None], rows.flip(1), rows)
+        states = states[sample, :, columns[:, :, None], rows[:, None, :]].movedim(3, 1)
+        return torch.where(mirror[:, None, None, None, None], states * self.sign + self.offset, states)
+
+    def _windows(self, starts: pd.DatetimeIndex) -> torch.Tensor:
+        times = pd.DatetimeIndex([t + k * self.data.step for t in starts for k in self.steps.tolist()])
+        places = torch.from_numpy(self.data.times.get_indexer(times)).to(self.device)
+        return self.states[places].unflatten(0, (len(starts), len(self.steps)))
+
+    def _batch(
+        self, states: torch.Tensor, starts: pd.DatetimeIndex, positions: np.ndarray, clock: torch.Tensor
+    ) -> Batch:
+        history = self.data.history
+        return Batch(states[:, :history], states[:, history:], None, clock, starts, positions.astype(np.int64))
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=torch.float32, device=self.device)
+
+    def _resident(self, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
+        """Normalised states of all times, (time, longitude, latitude, channel)."""
+        key = (self.data.parts[0].ds, self.device, np.asarray(mean).tobytes(), np.asarray(std).tobytes())
+        kept = type(self)._kept
+        if kept is not None and kept[0][0] is key[0] and kept[0][1:] == key[1:]:
+            return kept[1]
+        data, centre, scale = self.data, self._tensor(mean), self._tensor(std)
+        states = torch.empty(len(data.times), *data.grid.shape[::-1], len(data.channels), device=self.device)
+        for first in range(0, len(data.times), 256):
+            fields = torch.from_numpy(data.fields(data.times[first : first + 256])).to(self.device)
+            states[first : first + 256] = (fields.permute(0, 3, 2, 1) - centre) / scale
+        if not bool(torch.isfinite(states).all()):
+            raise SystemExit("The data hold NaN or infinite values")
+        type(self)._kept = (key, states)
+        return states
+
+
+def clock_of(times: pd.DatetimeIndex) -> np.ndarray:
+    """Fractions of day and year, (time, 2)."""
+    day = (times - times.normalize()) / pd.Timedelta("1D")
+    return np.stack([day, (times.day_of_year - 1) / (365 + times.is_leap_year)], axis=-1)
+
+
+@contextlib.contextmanager
+def data_on(device: str) -> Iterator[None]:
+    """Within, `xmosaic.train` has its data on the device: at 16 small samples per update, threads would not keep up."""
+    Resident.device, before = device, loop.Loader
+    loop.Loader = Resident
+    try:
+        yield
+    finally:
+        loop.Loader, Resident._kept = before, None
+
+
+def validations(history: xr.Dataset) -> Iterator[str]:
+    """A line for each validation: CRPS, spread/skill as a mean over channels, power from the lowest to the highest."""
+    for i, update in enumerate(history["validation_update"].values):
+        one = history.isel(validation=i)
+        yield (
+            f"update {update}: CRPS {float(one['validation_crps']):.4f}, spread/skill "
+            f"{float(one['spread_skill'].mean()):.3f}, power at small scales {float(one['power_ratio'].min()):.3f} … "
+            f"{float(one['power_ratio'].max()):.3f} of the truth's"
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+def open_data(store: Path) -> xr.Dataset:
+    """All that the model sees, in memory."""
+    return xr.open_zarr(store, chunks=None, consolidated=False)[list(VARIABLES)].sel(level=list(LEVELS)).load()
+
+
+def periods_of(ds: xr.Dataset) -> dict[str, tuple[str, str]]:
+    """Those of `simulate.periods`, from the years that are there."""
+    return simulate.periods(len(np.unique(ds["time"].dt.year)))
+
+
+def measure(ds: xr.Dataset, make: Callable[[Stage], TrainConfig], batch: int, device: str) -> tuple[float, float]:
+    """Seconds per update of single steps and of longer rollouts: the median of the second half of a few."""
+    found = []
+    for stage in (pretraining(batch, WARM_UP), longer(batch, WARM_UP)):
+        config = dataclasses.replace(make(stage), validate_every=10**6, validation_samples=1)
+        model = xmosaic.train(ds, config, device=device, workers=1, progress=False)
+        found.append(float(model.history["seconds"][WARM_UP // 2 :].median()))
+    return found[0], found[1]
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Within, the network runs on PyTorch's own operations: a network this small waits for launches most of all."""
+    before = choice._missing
+    choice._missing = lambda: "switched off"
+    try:
+        yield
+    finally:
+        choice._missing = before
+
+
+def fit_updates(minutes: float, single: float, longer: float) -> tuple[int, int]:
+    """Updates of both stages that fill the minutes; a twentieth is left for validation.
+
+    >>> fit_updates(4.0, 0.05, 0.1)
+    (3420, 570)
+    """
+    seconds = 60 * minutes * 0.95
+    counts = (seconds * (1 - LONG_SHARE) / single, seconds * LONG_SHARE / longer)
+    return max(20, int(counts[0])), max(20, int(counts[1]))
+
+
+def train(
+    store: Path, out: Path, minutes: float, twin: bool, device: str | None = None, batch: int = BATCH, seed: int = 0
+) -> Path:
+    """Train for so many minutes; the file of the model, weights in 16 bits."""
+    began = time.perf_counter()
+    name = "twin" if twin else "bundled"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    ds = open_data(store)
+    precision = "bfloat16" if device.startswith("cuda") else "float32"
+    torch.set_float32_matmul_precision("high")
+    make = functools.partial(settings, periods_of(ds), twin=twin, precision=precision, seed=seed)
+    with data_on(device), contextlib.ExitStack() as chosen:
+        speed = measure(ds, make, batch, device)
+        if device.startswith("cuda"):
+            with plain_kernels():
+                plain = measure(ds, make, batch, device)
+            print(f"{name}: Triton {speed[0] * 1e3:.1f}, PyTorch {plain[0] * 1e3:.1f} ms per update", flush=True)
+            if plain[0] < speed[0]:
+                speed = plain
+                chosen.enter_context(plain_kernels())
+        counts = fit_updates(minutes, *speed)
+        print(f"{name}: {speed[0] * 1e3:.0f} and {speed[1] * 1e3:.0f} ms per update: {counts} updates", flush=True)
+        print(f"{time.perf_counter() - began:.0f} s until training begins", flush=True)
+        began, model = time.perf_counter(), None
+        for stage, folder in zip(
+            (pretraining(batch, counts[0]), longer(batch, counts[1])), folders(out, name), strict=True
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+            model = xmosaic.train(ds, make(stage), out=folder, init=model, device=device, workers=1, progress=True)
+            print(*validations(model.history), sep="\n", flush=True)
+    facts = {"minutes": (time.perf_counter() - began) / 60, "milliseconds_per_update": [1e3 * s for s in speed]}
+    facts |= {"updates": counts, "samples_per_update": [batch, max(1, batch // 2)]}
+    facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
+    return export(out, name, facts)
+
+
+def folders(out: Path, name: str) -> tuple[Path, Path]:
+    """Of the two stages."""
+    return out / f"run_{name}_1", out / f"run_{name}_3"
+
+
+def export(out: Path, name: str, facts: dict[str, Any] | None = None) -> Path:
+    """The best model of the last stage that has one, as a small file: weights in 16 bits, with its card."""
+    first, last = (folder / "model.safetensors" for folder in folders(out, name))
+    newer = last.exists() and last.stat().st_mtime > first.stat().st_mtime
+    model = read_model(last if newer else first)
+    kind = {"twin": "deterministic twin of the bundled model", "bundled": "bundled model"}[name]
+    about = {
+        **model.provenance,
+        "name": name,
+        "title": f"{kind}: Held–Suarez benchmark atmosphere, steps of 24 h",
+        "license": "BSD-3-Clause",
+        "data": "simulated: Held and Suarez (1994) with dinosaur, examples/held_suarez; not the Earth's weather",
+        "symmetries": "trained on samples turned by random longitudes, mirrored at the equator, and on random dates",
+        "run": facts or {"stopped": "before its last update; the best until then"},
+    }
+    half = model.network.half()
+    made = Model(half, model.schema, model.grid, model.mean, model.std, model.static, about)
+    target = out / f"{name}.safetensors"
+    print(made.save(target), f"{target.stat().st_size / 1e6:.1f} MB", json.dumps(about["run"]), flush=True)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--twin", action="store_true", help="same network, squared error, no noise")
+    parser.add_argument("--export", action="store_true", help="only write the best weights of a run that was stopped")
+    parser.add_argument("--device")
+    parser.add_argument("--batch", type=int, default=BATCH, help="samples per update")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.export:
+        export(options.out, "twin" if options.twin else "bundled")
+    else:
+        train(options.store, options.out, options.minutes, options.twin, options.device, options.batch, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,438 @@
+"""The benchmark atmosphere's scripts: areas, interpolation, calendar, omega, symmetries, sample, driver."""
+
+import dataclasses
+import importlib
+import importlib.util
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xmosaic
+from xmosaic import MosaicConfig, StageConfig, diagnostics
+from xmosaic.grid import LatLonGrid
+from xmosaic.training.samples import TrainingData
+
+FOLDER = Path(__file__).parents[1] / "examples" / "held_suarez"
+HAS_CORE = all(importlib.util.find_spec(name) for name in ("jax", "dinosaur"))
+needs_core = pytest.mark.skipif(not HAS_CORE, reason="needs jax and dinosaur: pip install 'xmosaic[benchmark]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts():
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+def script(name):
+    """One of the scripts, as a module."""
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    return importlib.import_module(name)
+
+
+GRID = LatLonGrid.equiangular(64, 33)
+
+
+def gaussian(nodes):
+    sine, weights = np.polynomial.legendre.leggauss(2 * nodes)
+    return sine, weights
+
+
+# ---------------------------------------------------------------------------------------------------- coarse-graining
+
+
+@pytest.mark.parametrize("truncation", [21, 42, 63, 85])
+def test_coarse_graining_leaves_a_constant_and_the_area_mean(truncation):
+    simulate = script("simulate")
+    nodes = simulate.gaussian_nodes(truncation)
+    assert 4 * nodes >= 3 * truncation + 1
+    rows, columns = simulate.area_matrices(nodes, GRID)
+    assert np.allclose(rows.sum(1), 1) and np.allclose(columns.sum(1), 1)
+    rng = np.random.default_rng(truncation)
+    field = rng.standard_normal((2 * nodes, 4 * nodes))
+    coarse = rows @ field @ columns.T
+    _, weights = gaussian(nodes)
+    fine_mean = (weights[:, None] * field).sum() / (weights.sum() * field.shape[1])
+    coarse_mean = float((GRID.cell_area() * coarse).sum() / (4 * np.pi))
+    assert abs(coarse_mean - fine_mean) < 1e-6
+    assert np.allclose(rows @ np.full(field.shape, 7.0) @ columns.T, 7.0, rtol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(8, 40), st.integers(5, 40))
+def test_areas_are_those_that_a_fine_sampling_finds(nlat, nlon):
+    """Against counting points of a fine grid that fall into both cells."""
+    simulate = script("simulate")
+    target = LatLonGrid.equiangular(nlon, nlat)
+    rows, columns = simulate.area_matrices(16, target)
+    _, weights = gaussian(16)
+    edges = np.concatenate([[-1], -1 + np.cumsum(weights)])
+    sine = (np.arange(200_000) + 0.5) / 100_000 - 1
+    source = np.clip(np.searchsorted(edges, sine) - 1, 0, 31)
+    bounds = np.sin(np.deg2rad(target.latitude_edges()))
+    counted = np.histogram2d(np.clip(np.searchsorted(bounds, sine) - 1, 0, nlat - 1), source, [nlat, 32])[0]
+    assert np.allclose(rows, counted / counted.sum(1, keepdims=True), atol=2e-3)
+    longitude = (np.arange(200_000) + 0.5) * 360 / 200_000
+    source = np.round(longitude / (360 / 64)).astype(int) % 64
+    counted = np.histogram2d(np.round(longitude / (360 / nlon)).astype(int) % nlon, source, [nlon, 64])[0]
+    assert np.allclose(columns, counted / counted.sum(1, keepdims=True), atol=2e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------- calendar
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 20), st.integers(30, 360), st.sampled_from([1, 2, 4]))
+def test_each_trajectory_has_a_year_of_its_own_and_no_window_crosses(years, days, each):
+    simulate = script("simulate")
+    times = simulate.calendar(years, days, each)
+    assert len(times) == years * days * each and times.is_monotonic_increasing and times.is_unique
+    by_year = pd.Series(times.year).value_counts()
+    assert len(by_year) == years and set(by_year) == {days * each}
+    # a day after the last of a trajectory isn't there, so neither is a window that would reach into the next
+    last = times[days * each - 1 :: days * each]
+    assert not (last + pd.Timedelta("1D")).isin(times).any()
+
+
+def test_a_year_too_long_for_the_calendar_is_refused():
+    with pytest.raises(SystemExit, match="no gap"):
+        script("simulate").calendar(3, 365)
+
+
+def test_periods_are_apart_and_cover_all_years():
+    periods = script("simulate").periods(12)
+    assert periods == {"train": ("2001", "2010"), "validation": ("2011", "2011"), "test": ("2012", "2012")}
+
+
+# ------------------------------------------------------------------------------------------------------------ dataset
+
+
+def made_up(years=4, days=40, seed=0):
+    """Smooth random fields in the order of `dynamics`, as a labelled Dataset."""
+    simulate = script("simulate")
+    chosen = dataclasses.replace(simulate.Settings(), years=years, days=days)
+    rng = np.random.default_rng(seed)
+    shape = (years, days, 4 + 5 * len(chosen.levels), 33, 64)
+    usual = [280, 0, 0, 1e5]
+    for height in (1.6e5, 1e5, 5.5e4, 3e4, 1.4e4):
+        usual += [height, 250, 0, 0, 0]
+    fields = rng.standard_normal(shape, dtype=np.float32) * 5 + np.array(usual, np.float32)[:, None, None]
+    return simulate.to_dataset(fields, chosen, GRID, {}), fields
+
+
+def test_the_dataset_has_every_channel_in_its_place():
+    ds, fields = made_up(2, 3)
+    flat = fields.reshape(6, -1, 33, 64)
+    assert np.array_equal(ds["mean_sea_level_pressure"].values, flat[:, 3])
+    assert np.array_equal(ds["vertical_velocity"].sel(level=500).values, flat[:, 4 + 5 * 2 + 4])
+    assert np.array_equal(ds["geopotential"].sel(level=850).values, flat[:, 4 + 5 * 4])
+    assert ds["vertical_velocity"].attrs["units"] == "Pa s-1"
+    assert json.loads(ds.attrs["seeds"]) == [0, 1]
+    assert not xmosaic.check(ds.isel(time=slice(3)), "bundled").problems
+
+
+def test_the_store_comes_back_as_it_was_written(tmp_path):
+    ds, _ = made_up(2, 11)
+    script("simulate").write_store(ds, tmp_path / "a.zarr")
+    back = xr.open_zarr(tmp_path / "a.zarr", consolidated=False)
+    xr.testing.assert_identical(back.compute().drop_encoding(), ds)
+    assert back["geopotential"].dtype == np.float32
+
+
+# ------------------------------------------------------------------------------------------------------------- sample
+
+
+def test_the_sample_is_packed_and_keeps_its_values(tmp_path):
+    sample = script("sample")
+    ds, _ = made_up(3, 60)
+    path = sample.write_sample(ds.sel(level=[250, 500, 850]), tmp_path / "sample.nc", first=5, days=40)
+    with xr.open_dataset(path) as back:
+        truth = ds.sel(time="2003", level=[250, 500, 850]).isel(time=slice(5, 45))
+        assert back.sizes["time"] == 40 and (np.diff(back["time"].values) == np.timedelta64(1, "D")).all()
+        for name in truth:
+            step = float(truth[name].max() - truth[name].min()) / 65534
+            assert back[name].dtype == np.float32
+            assert float(abs(back[name] - truth[name]).max()) < 0.6 * step
+    assert path.stat().st_size < 0.6 * truth.nbytes
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def tiny(deterministic=False):
+    return MosaicConfig(
+        stages=(StageConfig(4, 16, 1, 1, 64, 16, 2), StageConfig(2, 16, 1, 1, 16, 4, 2)),
+        bottleneck=StageConfig(1, 16, 1, 1, 12, 4, 1, 1, 0),
+        num_variables=1,
+        num_neighbors=4,
+        noise_dim=0 if deterministic else 4,
+    )
+
+
+@pytest.fixture
+def resident():
+    """The loader of a rollout of three steps, its Dataset, and the channels' statistics."""
+    train = script("train")
+    ds, _ = made_up(3, 12)
+    schema = xmosaic.Schema.from_variables(train.VARIABLES)
+    data = TrainingData(ds, schema, pd.Timedelta("1D"), 2)
+    rng = np.random.default_rng(1)
+    mean, std = rng.standard_normal(len(schema.state)), 1 + rng.random(len(schema.state))
+    return train.Resident(data, data.windows(("2001", "2001"), 3), 3, 8, 5, mean, std, rank=0, world=1), ds, mean, std
+
+
+def test_batches_are_turned_and_mirrored_states(resident):
+    """Each sample is a window of the data, rolled and mirrored by hand in physical units."""
+    loader, ds, mean, std = resident
+    batch = next(loader.batches(0))
+    assert batch.history.shape == (8, 2, 64, 33, 24) and batch.targets.shape == (8, 3, 64, 33, 24)
+    draw = np.random.default_rng([5, 1, 0])
+    turns, mirrors = draw.integers(64, size=8), draw.random(8) < 0.5
+    assert len(set(mirrors)) == 2
+    for i, (turn, mirror) in enumerate(zip(turns, mirrors, strict=True)):
+        for k, channel in enumerate(loader.data.schema.state):
+            field = ds[channel.variable] if channel.level is None else ds[channel.variable].sel(level=channel.level)
+            truth = np.roll(field.sel(time=batch.starts[i] + pd.Timedelta("2D")).values, -turn, axis=1)
+            if mirror:
+                truth = truth[::-1] * (-1 if "v_component" in channel.variable else 1)
+            found = batch.targets[i, 1, :, :, k].numpy().T * std[k] + mean[k]
+            assert np.allclose(found, truth, rtol=1e-5, atol=1e-4)
+
+
+def test_validation_takes_the_states_as_they_are(resident):
+    loader, ds, mean, std = resident
+    batch = loader.load(loader.windows.starts[[2]])
+    truth = ds["temperature"].sel(level=500, time=batch.starts[0]).values
+    k = [c.name for c in loader.data.schema.state].index("temperature_500")
+    assert np.allclose(batch.history[0, 1, :, :, k].numpy().T * std[k] + mean[k], truth, rtol=1e-5)
+    assert np.allclose(batch.clock[:, 0], [[0, (batch.starts[0].day_of_year - 1 + k) / 365] for k in range(3)])
+
+
+def test_the_order_depends_on_the_seed_alone_and_takes_every_start_once_an_epoch(resident):
+    loader, *_ = resident
+    count = len(loader.windows)
+    places = [loader.place(p) for p in range(2 * count)]
+    assert sorted(places[:count]) == sorted(places[count:]) == list(range(count))
+    assert places[:count] != places[count:]
+    later, again = itertools.islice(loader.batches(0), 3, 4), loader.batches(3)
+    assert torch.equal(next(later).history, next(again).history)
+
+
+def test_training_ends_with_small_weights_that_load(tmp_path, monkeypatch):
+    train = script("train")
+    ds, _ = made_up(3, 12)
+    few = {"validation_samples": 1, "validation_members": 2}
+    settings_of, data = train.settings, ds.sel(level=list(train.LEVELS))
+    monkeypatch.setattr(train, "network", tiny)
+    monkeypatch.setattr(train, "WARM_UP", 2)
+    monkeypatch.setattr(train, "fit_updates", lambda *_: (2, 2))
+    monkeypatch.setattr(train, "settings", lambda *a, **k: dataclasses.replace(settings_of(*a, **k), **few))
+    monkeypatch.setattr(train, "open_data", lambda _: data)
+    path = train.train(tmp_path / "no.zarr", tmp_path, 0.1, twin=False, device="cpu", batch=2)
+    model = xmosaic.load_model(path)
+    assert path.stat().st_size < 2.2 * model.num_parameters + 300_000  # two bytes each, and tables
+    assert not model.untrained and model.license == "BSD-3-Clause"
+    assert all(p.dtype == torch.float32 for p in model.network.parameters())
+    fc = xmosaic.forecast(data.isel(time=slice(4)), "2D", 2, model=model, progress=False)
+    assert np.isfinite(fc["geopotential"]).all()
+    # the loader is the library's own again
+    from xmosaic.training import loader, loop
+
+    assert loop.Loader is loader.Loader
+
+
+def test_the_network_is_small_and_its_mesh_finer_than_the_grid():
+    network = script("train").network()
+    assert network.stages[0].points > 64 * 33
+    assert script("train").network(deterministic=True) == dataclasses.replace(network, noise_dim=0)
+
+
+# ------------------------------------------------------------------------------------------------ what the package has
+
+
+@pytest.fixture(scope="module")
+def bundled_forecast():
+    """Three starts, nearly two weeks apart, four members, five days."""
+    sample = xmosaic.open_sample()
+    chosen = {"variables": ["geopotential", "2m_temperature"], "levels": [500], "progress": False}
+    return xmosaic.forecast(sample, "5D", 4, model="bundled", time=sample["time"].values[[3, 16, 29]], **chosen)
+
+
+@pytest.mark.parametrize("name", ["geopotential", "2m_temperature"])
+def test_the_bundled_model_forecasts_the_bundled_sample(bundled_forecast, name):
+    """Single starts had 0.25 to 0.33 of persistence after a day, 0.46 to 0.55 after five: means of three stay below."""
+    truth, fc = xmosaic.open_sample()[[name]], bundled_forecast[[name]]
+    if "level" in truth.dims:
+        truth = truth.sel(level=[500])
+    error = fc.mosaic.rmse(truth)[name].values.ravel()
+    still = diagnostics.persistence(truth, like=fc).mosaic.rmse(truth)[name].values.ravel()
+    anomaly = (truth - truth.mean("time"))[name]
+    normal = float(np.sqrt((anomaly**2).weighted(xmosaic.grid.area_weights(anomaly)).mean()))
+    assert (error < 0.6 * still).all(), error / still
+    assert error[0] < 0.45 * still[0]
+    assert (error < normal).all()
+    assert (np.diff(error) > 0).all()
+    # members differ as much as they err, within what three starts can tell
+    ratio = fc.mosaic.spread_skill(truth)[name].values.ravel()
+    assert ((ratio > 0.75) & (ratio < 1.5)).all(), ratio
+
+
+def test_the_card_and_the_page_say_what_the_kept_scores_say():
+    report = script("report")
+    model = xmosaic.load_model("bundled")
+    said = report.card(report.KEPT, model.provenance["run"])
+    assert {heading: model.card()[heading] for heading in said} == said
+    page = report.PAGE.read_text()
+    made = page[page.index(report.BEGIN) + len(report.BEGIN) : page.index(report.END)]
+    assert made.strip() == report.text(report.KEPT).strip()
+    for picture in re.findall(r"\]\((_static/[^)]*)\)", page):
+        assert (report.PAGE.parent / picture).is_file(), picture
+
+
+def test_goals_are_judged_by_the_numbers():
+    report = script("report")
+    assert report.held(1.0, 1.04, low=0.95, high=1.05) == "reached"
+    assert report.held(1.0, 1.06, low=0.95, high=1.05) == "**not reached**"
+    assert report.held(float("nan"), low=0.0) == "**not reached**"
+    stored = xr.load_dataset(report.KEPT / "scores.nc", decode_timedelta=True)
+    shares = []
+    for name in (n for n in stored.data_vars if "score" in stored[n].dims):
+        crps = stored[name].sel(score="crps", bound="estimate")
+        shares.append((crps.sel(forecast="bundled") / crps.sel(forecast="climatology")).max())
+    assert report.worst_share(stored, "climatology") == pytest.approx(float(max(shares)))
+
+
+# -------------------------------------------------------------------------------------------------------------- driver
+
+
+def test_steps_go_on_after_a_failure_and_keep_what_was_made(tmp_path, monkeypatch):
+    run = script("run")
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    (tmp_path / "simulate.py").write_text("import sys; print('no', sys.argv[-1]); sys.exit(3)")
+    (tmp_path / "check.py").write_text("import sys; open(sys.argv[2] + '/checks.png', 'w').write('x')")
+    (tmp_path / "out").mkdir()
+    options = run.parse(["--out", str(tmp_path / "out"), "--work", str(tmp_path)])
+    with open(tmp_path / "out" / "log.txt", "w") as log:
+        assert not run.run_step("simulate", options, log)
+        assert run.run_step("check", options, log)
+    text = (tmp_path / "out" / "log.txt").read_text()
+    assert text.count("no ") == 2 and "no real" in text  # with the plain transforms, the second time
+    assert (tmp_path / "out" / "checks.png").exists()
+
+
+def test_a_training_that_is_too_slow_is_stopped_and_exported(tmp_path, monkeypatch):
+    run = script("run")
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    code = "import sys, time; out = sys.argv[2]\n"
+    code += "if '--export' in sys.argv: open(out + '/bundled.safetensors', 'w').write('best')\nelse: time.sleep(60)"
+    (tmp_path / "train.py").write_text(code)
+    (tmp_path / "out").mkdir()
+    options = run.parse(["--out", str(tmp_path / "out"), "--work", str(tmp_path)])
+    monkeypatch.setattr(run, "limits", lambda _: {"train": 1.0})
+    with open(tmp_path / "out" / "log.txt", "w") as log:
+        assert not run.run_step("train", options, log)
+    assert (tmp_path / "out" / "bundled.safetensors").read_text() == "best"
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_new(tmp_path, monkeypatch):
+    run = script("run")
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    (tmp_path / "check.py").write_text("raise SystemExit(1)")
+    (tmp_path / "checks.png").write_text("old")
+    import os
+
+    os.utime(tmp_path / "checks.png", (0, 0))
+    (tmp_path / "out").mkdir()
+    options = run.parse(["--out", str(tmp_path / "out"), "--work", str(tmp_path)])
+    with open(tmp_path / "out" / "log.txt", "w") as log:
+        assert not run.run_step("check", options, log)
+    assert not (tmp_path / "out" / "checks.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------ what needs the core
+
+
+@needs_core
+def test_interpolation_is_exact_for_fields_linear_in_log_pressure():
+    dynamics = script("dynamics")
+    sigma = (np.arange(24) + 0.5) / 24
+    surface = np.array([95_000.0, 101_000.0])
+    log_pressure = np.log(sigma[:, None] * surface)
+    fields = np.stack([3.0 - 2.0 * log_pressure, 1.0 + 0.5 * log_pressure]).astype(np.float32)
+    for level in (10_000.0, 50_000.0, 85_000.0):
+        found = dynamics.interpolate(np.log(level), log_pressure.astype(np.float32), fields)
+        assert np.allclose(found, [[3 - 2 * np.log(level)] * 2, [1 + 0.5 * np.log(level)] * 2], atol=2e-5)
+    beyond = dynamics.interpolate(np.log(110_000.0), log_pressure.astype(np.float32), fields)
+    assert np.allclose(beyond, fields[:, -1])
+
+
+@needs_core
+def test_geopotential_is_hydrostatic_for_temperature_linear_in_log_pressure():
+    """T = a + b ln p gives Φ = R [a (ln pₛ − ln p) + b (ln² pₛ − ln² p) / 2], whatever the layers."""
+    dynamics = script("dynamics")
+    log_pressure = np.log((np.arange(24) + 0.5) / 24 * 1e5)
+    a, b, gas = -400.0, 60.0, 287.0
+
+    def closed(x):
+        return gas * (a * (np.log(1e5) - x) + b * (np.log(1e5) ** 2 - x**2) / 2)
+
+    bottom = log_pressure[-1]
+    for level in (25_000.0, 50_000.0, 70_000.0, 85_000.0, 105_000.0):
+        x = np.log(level)
+        # below the lowest layer temperature stays what it is there
+        below = closed(bottom) - gas * (a + b * bottom) * (x - bottom)
+        found = dynamics.geopotential_at(
+            x,
+            log_pressure.astype(np.float32),
+            (a + b * log_pressure).astype(np.float32),
+            closed(log_pressure).astype(np.float32),
+            gas,
+        )
+        assert abs(float(found) - (closed(x) if x < bottom else below)) < 1.0
+
+
+@needs_core
+def test_omega_is_negative_where_air_flows_apart_aloft():
+    dynamics = script("dynamics")
+    sigma, thickness = (np.arange(24) + 0.5) / 24, np.full(24, 1 / 24)
+    apart = np.where(sigma < 0.5, 1e-5, -1e-5)[:, None]
+    omega = np.asarray(dynamics.vertical_velocity(apart, np.zeros((24, 1)), np.array([1e5]), sigma, thickness))[:, 0]
+    assert (omega < 0).all() and abs(sigma[omega.argmin()] - 0.5) < 0.03
+    assert np.isclose(omega.min(), -1e5 * 1e-5 * (0.5 - 0.25 / 24), rtol=0.03)
+    # a surface pressure that flows along an isobar changes with it: ω = p v·∇ln pₛ where nothing diverges above
+    along = np.asarray(
+        dynamics.vertical_velocity(-1e-6 * np.ones((24, 1)), 1e-6 * np.ones((24, 1)), 1e5, sigma, thickness)
+    )
+    assert np.allclose(along[:, 0], 1e5 * sigma * 1e-6)
+
+
+@needs_core
+def test_the_core_conserves_mass_and_ends_all_trajectories_early_when_its_time_is_over(tmp_path):
+    simulate = script("simulate")
+    size = {"years": 2, "days": 4, "truncation": 10, "minutes": 60.0, "spin_truncation": 10, "spin_minutes": 60.0}
+    chosen = dataclasses.replace(simulate.Settings(), **size, spin_days=0, settle_days=0, levels=(500.0,))
+    short = dataclasses.replace(chosen, limit_seconds=0.0)
+    simulate.CHUNK_DAYS, kept = 2, simulate.CHUNK_DAYS
+    try:
+        simulate.simulate(short, tmp_path / "a.zarr", tmp_path / "scratch")
+    finally:
+        simulate.CHUNK_DAYS = kept
+    ds = xr.open_zarr(tmp_path / "a.zarr", consolidated=False).load()
+    assert list(ds["time"].dt.day_of_year.values) == [1, 2, 1, 2]
+    pressure = ds["mean_sea_level_pressure"]
+    mass = pressure.weighted(xmosaic.grid.area_weights(pressure)).mean(["latitude", "longitude"])
+    assert np.allclose(mass, 1e5, atol=5.0)
+    assert 40_000 < float(ds["geopotential"].mean()) < 60_000
+    assert float(abs(ds["u_component_of_wind"]).max()) > 1
+    assert "dinosaur 1" in ds.attrs["source"]
