@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .selected import last_dense
+
 # Targets of a program forward, and entries of a source's list that are read at once on the way back. One warp for few
 # targets beat all larger programs on an H200: many small ones hide each other's waiting.
 _TARGETS, _ENTRIES, _DOT_ROWS = 8, 16, 32
@@ -273,5 +275,5 @@ def neighbor_attention(
     scale: float,
 ) -> torch.Tensor:
     """As `xmosaic.kernels.neighbor_attention`, on arguments that were checked; no gradient for the directions."""
-    key_projection, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key_projection, value))
+    key_projection, value = (last_dense(x) for x in (key_projection, value))
     return _attend(direction.contiguous(), key_projection, value, neighbors.int().contiguous(), scale)[0]

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .selected import last_dense
+
 
 @triton.jit
 def _turned(x, point, mask, cos_ptr, sin_ptr, sign, D: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
@@ -154,9 +156,9 @@ def _rotate_keep(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _rotate_back(ctx: Any, grad: torch.Tensor, mean_grad: torch.Tensor) -> tuple:
-    if ctx.rotate and grad.stride(-1) != 1:
-        grad = grad.contiguous()
-    dx = _rotate_backward_op(grad, mean_grad, *ctx.saved_tensors, ctx.size, ctx.rotate)
+    dx = _rotate_backward_op(
+        last_dense(grad) if ctx.rotate else grad, mean_grad, *ctx.saved_tensors, ctx.size, ctx.rotate
+    )
     return dx, None, None, None, None
 
 
@@ -165,10 +167,10 @@ _rotate_op.register_autograd(_rotate_back, setup_context=_rotate_keep)
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(batch, point, head, d) rotated by (point, d / 2) angles, and its means over blocks of points."""
-    return _rotate_op(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, size, True)
+    return _rotate_op(last_dense(x), cos, sin, size, True)
 
 
 def block_means(x: torch.Tensor, size: int) -> torch.Tensor:
     """Means of (batch, point, head, d) over blocks of points."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = last_dense(x)
     return _rotate_op(x, x, x, size, False)[1]
