@@ -589,13 +589,14 @@ class BlockSparseAttention(nn.Module):
         q, k, v = (t.unflatten(-1, (-1, s.head_dim)) for t in (q, k, v))  # (batch, point, head, d)
         gate = gate.unflatten(-1, (s.num_heads, -1))  # (batch, point, head, branch)
         (q, q_mean), (k, k_mean) = (rotate(t, self.cos, self.sin, s.block_size, impl=impl) for t in (q, k))
-        v_mean = block_means(v, s.block_size, impl=impl)
         # attention wants (batch, head, point, d)
-        q, k, v, q_mean, k_mean, v_mean = (t.transpose(1, 2) for t in (q, k, v, q_mean, k_mean, v_mean))
+        q, k, q_mean, k_mean = (t.transpose(1, 2) for t in (q, k, q_mean, k_mean))
+        values, v = v, v.transpose(1, 2)
         outputs = []
         if "local" in self.branches:
             outputs.append(local_attention(q, k, v, s.local_size, impl=impl))
         if "compressed" in self.branches:
+            v_mean = block_means(values, s.block_size, impl=impl).transpose(1, 2)
             grouped = q_mean.unflatten(1, (s.num_kv_heads, -1))
             outputs.append(grouped_attention(grouped, k_mean, v_mean, s.head_dim**-0.5).flatten(1, 2))
         if "selected" in self.branches:
