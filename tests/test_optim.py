@@ -14,6 +14,7 @@ from torch import nn
 from xmosaic.errors import ArgumentError, CheckpointError
 from xmosaic.model import PUBLISHED, Mosaic
 from xmosaic.training.config import Stage, TrainConfig
+from xmosaic.training.muon import Muon, orthogonal
 from xmosaic.training.optim import Ema, Optimiser, learning_rate, split_parameters
 
 RATE = 0.02
@@ -77,7 +78,7 @@ def muon_twin(weight, grads, rate=RATE, decay=0.01, momentum=0.95, nesterov=True
 
 @pytest.mark.parametrize("shape", [(24, 16), (12, 40), (16, 16), (64, 8)])
 def test_muon_is_its_definition(shape):
-    """Torch orthogonalises in bfloat16, so to a per cent of what has moved; what isn't Muon is further away."""
+    """The steps are made in bfloat16, so to a per cent of what has moved; what isn't Muon is further away."""
     network = Layers(*shape)
     start = copies(network)["hidden.weight"]
     optimiser = Optimiser(network, settings(weight_decay=0.5), split_parameters(network))
@@ -97,6 +98,37 @@ def test_muon_is_its_definition(shape):
     other = {"nesterov": False, "steps": 4, "momentum": 0.5, "rate": 1.1 * RATE, "factor": 0.2 * math.sqrt(max(shape))}
     for name, value in (*other.items(), ("steps", 6), ("decay", 0.0)):
         assert distance(muon_twin(start, grads, **({"decay": 0.5} | {name: value}))) > 0.03, name
+
+
+def test_many_matrices_at_once_are_torchs_muon_one_by_one():
+    """As far apart as bfloat16 takes them, where another shape, order or momentum would be far off."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(24, 16), (12, 40), (24, 16), (16, 24), (64, 8), (24, 16)]
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    muon = Muon(ours, weight_decay=0.1, momentum=0.9)
+    torchs = torch.optim.Muon(theirs, lr=RATE, weight_decay=0.1, momentum=0.9, adjust_lr_fn="original")
+    for w in ours:
+        muon.state[w]["momentum_buffer"] = torch.zeros_like(w)
+    muon.param_groups[0]["lr"] = RATE
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator) * 10 ** float(torch.randn((), generator=generator))
+            b.grad = a.grad.clone()
+        muon.step()
+        torchs.step()
+    for a, b, w in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.01 * (b - w).norm()
+
+
+def test_orthogonal_is_newton_schulz_and_leaves_zeros_alone():
+    generator = torch.Generator().manual_seed(1)
+    some = [torch.randn(shape, generator=generator) for shape in ((9, 30), (30, 9), (9, 30))]
+    for made, given in zip(orthogonal(some), some, strict=True):
+        assert made.dtype == torch.bfloat16
+        assert (made.double() - newton_schulz(given)).norm() < 0.02 * newton_schulz(given).norm()
+    assert not orthogonal([torch.zeros(4, 6)])[0].any()
+    assert orthogonal([]) == []
 
 
 @pytest.mark.parametrize("shape", [(64, 16), (16, 64)])

@@ -203,22 +203,11 @@ def optimised():
     return found
 
 
-def exact_steps(grad, coefficients, steps, eps):
-    """Newton–Schulz in float64 instead of torch's bfloat16."""
-    a, b, c = coefficients
-    x = grad.double() / grad.double().norm().clamp(min=eps)
-    x = x.T if grad.shape[0] > grad.shape[1] else x
-    for _ in range(steps):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.T if grad.shape[0] > grad.shape[1] else x
-
-
 def three_updates(parallel, noise=0.0, exact=False):
     """Weights after three updates of a real loss; with gradients that are off by `noise` of themselves."""
-    undo = torch.optim._muon._zeropower_via_newtonschulz, muon.EXCHANGED
+    undo = muon.ARITHMETIC
     if exact:
-        torch.optim._muon._zeropower_via_newtonschulz, muon.EXCHANGED = exact_steps, torch.float32
+        muon.ARITHMETIC = torch.float64
     try:
         network, weights, (history, targets, clock, noises) = problem(members=2)
         module, own = RolloutLoss(network, *weights, "crps"), slice(None)
@@ -238,7 +227,7 @@ def three_updates(parallel, noise=0.0, exact=False):
             optimiser.step()
         return start, {n: whole(w) for n, w in network.named_parameters()}
     finally:
-        torch.optim._muon._zeropower_via_newtonschulz, muon.EXCHANGED = undo
+        muon.ARITHMETIC = undo
 
 
 def apart(one, other):

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..errors import ArgumentError, CheckpointError, explain
 from ..variables import close_names, listed
 from .config import TrainConfig
-from .muon import ShardedMuon
+from .muon import Muon
 from .schedule import EarlyStopping as EarlyStopping
 from .schedule import Ema as Ema
 from .schedule import check_names
@@ -127,7 +127,7 @@ def _matched(names: list[str], patterns: Iterable[str]) -> set[str]:
 
 
 class Optimiser:
-    """`torch.optim.Muon` and `torch.optim.AdamW` as one, with a memory that goes by the parameters' names.
+    """`Muon` and `torch.optim.AdamW` as one, with a memory that goes by the parameters' names.
 
     With learning rate η, momentum μ, NS the five Newton–Schulz steps and W of `rows` × `columns`, Muon does
 
@@ -268,12 +268,7 @@ class Optimiser:
 
 
 def _muon(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer | None:
-    if not weights:
-        return None
-    decay, momentum = config.weight_decay, config.momentum
-    if group_of(weights) is not None:
-        return ShardedMuon(weights, decay, momentum)
-    return torch.optim.Muon(weights, weight_decay=decay, momentum=momentum, nesterov=True, adjust_lr_fn="original")
+    return Muon(weights, config.weight_decay, config.momentum) if weights else None
 
 
 def _adam(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer | None:
