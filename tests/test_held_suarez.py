@@ -246,10 +246,6 @@ def test_training_ends_with_small_weights_that_load(tmp_path, monkeypatch):
     assert all(p.dtype == torch.float32 for p in model.network.parameters())
     fc = xmosaic.forecast(data.isel(time=slice(4)), "2D", 2, model=model, progress=False)
     assert np.isfinite(fc["geopotential"]).all()
-    # the loader is the library's own again
-    from xmosaic.training import loader, loop
-
-    assert loop.Loader is loader.Loader
 
 
 def test_the_network_is_small_and_its_mesh_finer_than_the_grid():

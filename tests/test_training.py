@@ -29,6 +29,7 @@ from xmosaic.errors import ArgumentError, CheckpointError, DatasetError, MosaicE
 from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 from xmosaic.training import Stage, TrainConfig, folder, loop, plot_history, read_history, train
 from xmosaic.training.adapt import adapt_weights
+from xmosaic.training.loader import Loader
 from xmosaic.training.ranks import Ranks
 from xmosaic.training.step import RolloutLoss, check_finite, noise_of
 from xmosaic.variables import Schema
@@ -331,6 +332,45 @@ def test_frozen_weights_stay():
     for name, weight in model.network.named_parameters():
         same = torch.equal(weight, dict(start.network.named_parameters())[name])
         assert same == name.startswith("encoder_stages."), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bfloat16"}, {"checkpoint_activations": True}, {"bands": (2, 4)}]
+)
+def test_recorded_updates_are_the_launched_ones(changes):
+    """Losses and weights of two stages, bit for bit: the same kernels in the same order."""
+    config = _changed(**changes)
+    launched, recorded = (
+        train(DS, config, progress=False, device="cuda", cuda_graph=way, workers=2) for way in (False, True)
+    )
+    assert np.array_equal(launched.history["loss"], recorded.history["loss"])
+    for one, other in zip(launched.network.parameters(), recorded.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_recording_needs_a_gpu():
+    with pytest.raises(ArgumentError, match="cuda_graph=True can't be done") as error:
+        _train(cuda_graph=True)
+    assert "1 rank on cpu" in str(error.value)
+
+
+def test_a_loader_of_ones_own():
+    """Twice the same sample in every batch: another run, and all starts are those it gave."""
+    made = []
+
+    class Twice(Loader):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self.rollout)
+
+        def starts(self, update):
+            found = super().starts(update)
+            return found[:1].repeat(len(found))
+
+    own = _train(loader=Twice)
+    assert made == [1, 1, 2, 2]  # training and validation of each stage
+    assert not np.array_equal(own.history["loss"], _train().history["loss"])
 
 
 def test_early_stopping_goes_on_with_the_next_stage():

@@ -291,10 +291,20 @@ def spin_up(settings: dict[str, Any], core: Core) -> Any:
     low = make_core(
         settings["spin_truncation"], settings["spin_nodes"], settings["spin_minutes"], settings["transform"]
     )
-    state = jax.vmap(partial(initial_state, low))(jnp.asarray(settings["seeds"]))
+    state = spread(jax.vmap(partial(initial_state, low))(jnp.asarray(settings["seeds"])))
     state = _spin(low, state, settings["spin_days"], f"spin-up T{settings['spin_truncation']}")
     state = to_truncation(state, low, core)
     return _spin(core, state, settings["settle_days"], f"settling T{settings['truncation']}")
+
+
+def spread(state: Any) -> Any:
+    """Trajectories over all devices, as many of them as have equal shares: they don't know each other."""
+    count = jax.tree.leaves(state)[0].shape[0]
+    devices = jax.devices()[: max(n for n in range(1, len(jax.devices()) + 1) if count % n == 0)]
+    mesh = jax.sharding.Mesh(np.array(devices), ("trajectory",))
+    share = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("trajectory"))
+    print(f"{count} trajectories on {len(devices)} device{'s' * (len(devices) > 1)}", flush=True)
+    return jax.tree.map(lambda x: jax.device_put(x, share), state)
 
 
 def _spin(core: Core, state: Any, days: int, label: str) -> Any:

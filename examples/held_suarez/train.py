@@ -8,7 +8,6 @@ Suarez knows neither longitudes nor hemispheres, so these are samples as good as
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -28,8 +27,6 @@ import xarray as xr
 import xmosaic
 from xmosaic import Model, MosaicConfig, Stage, StageConfig, TrainConfig
 from xmosaic.checkpoint import read_model
-from xmosaic.kernels import choice
-from xmosaic.training import loop
 from xmosaic.training.loader import Batch
 from xmosaic.training.samples import TrainingData, Windows
 
@@ -38,6 +35,8 @@ VARIABLES = {name: None for name in simulate.SURFACE} | {name: LEVELS for name i
 # these change their sign in the mirror
 ODD = ("v_component_of_wind", "10m_v_component_of_wind")
 RATE = 0.02
+# of a field's variance the smallest scales have less than a thousandth: scored at points alone, they come out wrong
+BANDS, BAND_WEIGHT = (8, 16, 24), 0.3
 BATCH, ROLLOUT = 16, 3  # samples per update, half as many in rollouts; steps of these
 LONG_SHARE = 0.25  # of the time, for the rollouts of three steps
 WARM_UP = 20  # updates that are timed, of which the first half does not count
@@ -67,7 +66,9 @@ def longer(batch: int, updates: int) -> Stage:
     return Stage(updates, ROLLOUT, max(1, batch // 2), RATE / 4, warmup=updates // 10)
 
 
-def settings(periods: dict[str, Any], stage: Stage, twin: bool, precision: str, seed: int = 0) -> TrainConfig:
+def settings(
+    periods: dict[str, Any], stage: Stage, twin: bool, precision: str, seed: int = 0, band_weight: float = BAND_WEIGHT
+) -> TrainConfig:
     """Fair CRPS of two members, or squared error of one; each stage is a run of its own, with a best of its own."""
     return TrainConfig(
         network=network(twin),
@@ -77,6 +78,8 @@ def settings(periods: dict[str, Any], stage: Stage, twin: bool, precision: str, 
         members=1 if twin else 2,
         loss="mse" if twin else "crps",
         channel_weights="uniform",
+        bands=BANDS if band_weight else (),
+        band_weight=band_weight,
         adam_rate=0.2,
         ema=0.998,
         precision=precision,
@@ -93,13 +96,12 @@ def settings(periods: dict[str, Any], stage: Stage, twin: bool, precision: str, 
 class Resident:
     """What `xmosaic.training.loader.Loader` is to a training run, with all data on the device, turned and mirrored.
 
-    Attributes
+    Parameters
     ----------
     device : str
-        Where the data are.
+        Where the data are; the others as the loader has them.
     """
 
-    device = "cpu"
     waited = 0.0
     # of the latest data and statistics: one training run follows another
     _kept: tuple[Any, torch.Tensor] | None = None
@@ -113,8 +115,10 @@ class Resident:
         seed: int,
         mean: np.ndarray,
         std: np.ndarray,
+        device: str = "cpu",
         **_: Any,
     ) -> None:
+        self.device = device
         self.data, self.windows, self.rollout, self.batch_size, self.seed = data, windows, rollout, batch_size, seed
         self.steps = np.arange(1 - data.history, rollout + 1)
         self.states = self._resident(mean, std)
@@ -202,17 +206,6 @@ def clock_of(times: pd.DatetimeIndex) -> np.ndarray:
     return np.stack([day, (times.day_of_year - 1) / (365 + times.is_leap_year)], axis=-1)
 
 
-@contextlib.contextmanager
-def data_on(device: str) -> Iterator[None]:
-    """Within, `xmosaic.train` has its data on the device: at 16 small samples per update, threads would not keep up."""
-    Resident.device, before = device, loop.Loader
-    loop.Loader = Resident
-    try:
-        yield
-    finally:
-        loop.Loader, Resident._kept = before, None
-
-
 def validations(history: xr.Dataset) -> Iterator[str]:
     """A line for each validation: CRPS, spread/skill as a mean over channels, power from the lowest to the highest."""
     for i, update in enumerate(history["validation_update"].values):
@@ -237,25 +230,19 @@ def periods_of(ds: xr.Dataset) -> dict[str, tuple[str, str]]:
     return simulate.periods(len(np.unique(ds["time"].dt.year)))
 
 
+def on(device: str) -> Callable[..., Resident]:
+    """A loader with its data on a device: at 16 small samples per update, threads would not keep up."""
+    return functools.partial(Resident, device=device)
+
+
 def measure(ds: xr.Dataset, make: Callable[[Stage], TrainConfig], batch: int, device: str) -> tuple[float, float]:
     """Seconds per update of single steps and of longer rollouts: the median of the second half of a few."""
     found = []
     for stage in (pretraining(batch, WARM_UP), longer(batch, WARM_UP)):
         config = dataclasses.replace(make(stage), validate_every=10**6, validation_samples=1)
-        model = xmosaic.train(ds, config, device=device, workers=1, progress=False)
+        model = xmosaic.train(ds, config, device=device, loader=on(device), progress=False)
         found.append(float(model.history["seconds"][WARM_UP // 2 :].median()))
     return found[0], found[1]
-
-
-@contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Within, the network runs on PyTorch's own operations: a network this small waits for launches most of all."""
-    before = choice._missing
-    choice._missing = lambda: "switched off"
-    try:
-        yield
-    finally:
-        choice._missing = before
 
 
 def fit_updates(minutes: float, single: float, longer: float) -> tuple[int, int]:
@@ -270,7 +257,14 @@ def fit_updates(minutes: float, single: float, longer: float) -> tuple[int, int]
 
 
 def train(
-    store: Path, out: Path, minutes: float, twin: bool, device: str | None = None, batch: int = BATCH, seed: int = 0
+    store: Path,
+    out: Path,
+    minutes: float,
+    twin: bool,
+    device: str | None = None,
+    batch: int = BATCH,
+    seed: int = 0,
+    band_weight: float = BAND_WEIGHT,
 ) -> Path:
     """Train for so many minutes; the file of the model, weights in 16 bits."""
     began = time.perf_counter()
@@ -279,26 +273,20 @@ def train(
     ds = open_data(store)
     precision = "bfloat16" if device.startswith("cuda") else "float32"
     torch.set_float32_matmul_precision("high")
-    make = functools.partial(settings, periods_of(ds), twin=twin, precision=precision, seed=seed)
-    with data_on(device), contextlib.ExitStack() as chosen:
-        speed = measure(ds, make, batch, device)
-        if device.startswith("cuda"):
-            with plain_kernels():
-                plain = measure(ds, make, batch, device)
-            print(f"{name}: Triton {speed[0] * 1e3:.1f}, PyTorch {plain[0] * 1e3:.1f} ms per update", flush=True)
-            if plain[0] < speed[0]:
-                speed = plain
-                chosen.enter_context(plain_kernels())
-        counts = fit_updates(minutes, *speed)
-        print(f"{name}: {speed[0] * 1e3:.0f} and {speed[1] * 1e3:.0f} ms per update: {counts} updates", flush=True)
-        print(f"{time.perf_counter() - began:.0f} s until training begins", flush=True)
-        began, model = time.perf_counter(), None
-        for stage, folder in zip(
-            (pretraining(batch, counts[0]), longer(batch, counts[1])), folders(out, name), strict=True
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-            model = xmosaic.train(ds, make(stage), out=folder, init=model, device=device, workers=1, progress=True)
-            print(*validations(model.history), sep="\n", flush=True)
+    chosen = {"twin": twin, "precision": precision, "seed": seed, "band_weight": band_weight}
+    make = functools.partial(settings, periods_of(ds), **chosen)
+    speed = measure(ds, make, batch, device)
+    counts = fit_updates(minutes, *speed)
+    print(f"{name}: {speed[0] * 1e3:.1f} and {speed[1] * 1e3:.1f} ms per update: {counts} updates", flush=True)
+    print(f"{time.perf_counter() - began:.0f} s until training begins", flush=True)
+    began, model = time.perf_counter(), None
+    for stage, folder in zip(
+        (pretraining(batch, counts[0]), longer(batch, counts[1])), folders(out, name), strict=True
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        config, loader = make(stage), on(device)
+        model = xmosaic.train(ds, config, out=folder, init=model, device=device, loader=loader, progress=True)
+        print(*validations(model.history), sep="\n", flush=True)
     facts = {"minutes": (time.perf_counter() - began) / 60, "milliseconds_per_update": [1e3 * s for s in speed]}
     facts |= {"updates": counts, "samples_per_update": [batch, max(1, batch // 2)]}
     facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
@@ -342,12 +330,14 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples per update")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--band-weight", type=float, default=BAND_WEIGHT, help="of the scores of single scales")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.export:
         export(options.out, "twin" if options.twin else "bundled")
     else:
-        train(options.store, options.out, options.minutes, options.twin, options.device, options.batch, options.seed)
+        o = options
+        train(o.store, o.out, o.minutes, o.twin, o.device, o.batch, o.seed, o.band_weight)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,11 @@ class TrainConfig:
     channel_weights : {"level", "uniform"} or mapping of str to float
         α: proportional to pressure on levels, 1 for 2 m temperature, 0.1 for other surface fields; all alike; or by
         channel or variable, missing ones 1. Scaled to mean 1.
+    bands : tuple of int
+        Degrees of spherical harmonics that cut the fields into bands, each of which gets a loss of its own besides the
+        field's, over its own size; see `xmosaic.training.bands.Bands`. None by default, as in the paper.
+    band_weight : float
+        Weight of the bands' mean loss; the field's own has 1.
     area_statistics : bool
         Mean and standard deviation with cell areas; the published ones are without.
     adam_rate : float
@@ -129,6 +134,8 @@ class TrainConfig:
     members: int = 2
     loss: Loss = "crps"
     channel_weights: Any = "level"
+    bands: tuple[int, ...] = ()
+    band_weight: float = 0.3
     area_statistics: bool = False
     adam_rate: float = 0.03
     weight_decay: float = 0.01
@@ -147,7 +154,7 @@ class TrainConfig:
     frozen: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for name in ("stages", "forcing", "static", "frozen", "betas"):
+        for name in ("stages", "forcing", "static", "frozen", "betas", "bands"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check(isinstance(self.network, MosaicConfig), "network", type(self.network).__name__, "a MosaicConfig")
         good = len(self.stages) >= 1 and all(isinstance(s, Stage) for s in self.stages)
@@ -159,7 +166,10 @@ class TrainConfig:
             _check(self.network.noise_dim > 0, "noise_dim", 0, "above 0: members of an ensemble need noise")
         for name in ("validate_every", "validation_samples", "validation_members", "save_every"):
             _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name, low, high in (("momentum", 0, 1), ("adam_rate", 0, math.inf), ("weight_decay", 0, math.inf)):
+        good = all(_is_int(n) and n >= 1 for n in self.bands) and list(self.bands) == sorted(set(self.bands))
+        _check(good, "bands", self.bands, "ascending degrees from 1 up")
+        above_zero = ("adam_rate", "weight_decay", "band_weight")
+        for name, low, high in (("momentum", 0, 1), *((name, 0, math.inf) for name in above_zero)):
             value = getattr(self, name)
             _check(_is_number(value) and low <= value < high, name, value, f"{low} up to below {high}")
         good = len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)

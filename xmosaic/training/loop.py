@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,10 @@ from ..errors import ArgumentError, CheckpointError, explain
 from ..model import Mosaic
 from ..options import get_option
 from .adapt import adapt_weights, init_model
+from .bands import Bands
 from .config import Stage, TrainConfig
 from .folder import RunFolder
+from .graph import Captured, Inputs
 from .history import Journal, history_of
 from .loader import Batch, Loader
 from .loss import channel_weights, latitude_weights
@@ -40,6 +42,7 @@ from .step import TRAINING, RolloutLoss, check_finite, noise_of
 from .validate import validate
 
 _SEED_OF_STAGE = 1_000_003
+_STATES_FOR_BANDS = 64
 
 
 def train(
@@ -53,6 +56,8 @@ def train(
     parallel: Parallel = "ddp",
     member_ranks: int | None = None,
     workers: int = 4,
+    loader: Callable[..., Any] | None = None,
+    cuda_graph: bool | None = None,
     progress: bool | None = None,
     tensorboard: bool = False,
 ) -> Model:
@@ -82,6 +87,13 @@ def train(
         can be shared equally by all ranks. The loss is over all members either way.
     workers : int
         Threads that read data ahead.
+    loader : callable, optional
+        Makes what hands out the samples, with the arguments of `xmosaic.training.loader.Loader`, by default that: for
+        data that stay on the GPU, or samples that are changed on the way. What it gives must depend on seed and place in
+        the order alone, or a resumed run is another.
+    cuda_graph : bool, optional
+        Whether forward and backward pass are recorded once and replayed, which spares small networks the wait for
+        launches; by default wherever it can be: on one GPU.
     progress : bool, optional
         Whether to show a progress bar; by default as `xmosaic.set_options` says.
     tensorboard : bool
@@ -100,7 +112,20 @@ def train(
         For what the texts say.
     """
     with Ranks.find(device, parallel) as ranks:
-        return _Run(ds, config, out, resume, init, ranks, member_ranks, workers, progress, tensorboard).go()
+        return _Run(
+            ds,
+            config,
+            out=out,
+            resume=resume,
+            init=init,
+            ranks=ranks,
+            member_ranks=member_ranks,
+            workers=workers,
+            loader=loader or Loader,
+            cuda_graph=cuda_graph,
+            progress=progress,
+            tensorboard=tensorboard,
+        ).go()
 
 
 class _Run:
@@ -110,18 +135,22 @@ class _Run:
         self,
         ds: Any,
         config: TrainConfig,
+        *,
         out: Any,
         resume: bool,
         init: Any,
         ranks: Ranks,
         member_ranks: int | None,
         workers: int,
+        loader: Callable[..., Any],
+        cuda_graph: bool | None,
         progress: bool | None,
         tensorboard: bool,
     ) -> None:
         if not isinstance(config, TrainConfig):
             raise ArgumentError(explain("config is no TrainConfig", got=type(config).__name__, expected="a recipe"))
-        self.config, self.ranks, self.workers = config, ranks, workers
+        self.config, self.ranks, self.workers, self.loader = config, ranks, workers, loader
+        self.graphed = ranks.can_capture(cuda_graph)
         # of all stages now: an error shall not come after the first ones
         self.layouts = [ranks.layout(config, number, member_ranks) for number in range(len(config.stages))]
         self.show = (get_option("progress") if progress is None else progress) and ranks.first
@@ -209,14 +238,29 @@ class _Run:
         self.split = split_parameters(self.network, c.frozen)
         for name, weight in self.network.named_parameters():
             weight.requires_grad_(name not in set(self.split.frozen))
-        self.module = RolloutLoss(self.network, area, alpha, c.loss)
+        self.module = RolloutLoss(self.network, area, alpha, c.loss, self._bands(), c.band_weight)
         self.loss = self.ranks.wrap(self.module, c.precision)
         self.optimiser = Optimiser(self.network, c, self.split)
         self.ema = None if c.ema is None else Ema(self.network, c.ema)
         self.stopper = EarlyStopping(c.patience)
+        trained = list(self.network.parameters())
+        self.gradients = Captured(self._gradients, trained) if self.graphed else self._gradients
         self.states = None
         if self.folder is not None:
             self.states = States(self.folder, self.ranks, self.network, self.optimiser, self.ema)
+
+    def _bands(self) -> Bands | None:
+        """Scores of single scales, over their sizes in some states of the training period."""
+        c, data, channels = self.config, self.data, len(self.schema.state)
+        if not c.bands:
+            return None
+        bands = Bands(data.grid, c.bands, c.loss)
+        times = data.windows(c.train, 1).starts
+        some = times[np.unique(np.linspace(0, len(times) - 1, _STATES_FOR_BANDS).round().astype(int))]
+        fields = self.ranks.once(lambda: data.fields(some)[:, :channels])
+        mean, std = (v[:channels, None, None] for v in (self.mean, self.std))
+        bands.measure(torch.from_numpy((fields - mean) / std).permute(0, 3, 2, 1))
+        return bands.to(self.ranks.device)
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -237,7 +281,7 @@ class _Run:
         return self._finished()
 
     def _loader(self, period: tuple[str, str], stage: Stage, batch_size: int, part: int, parts: int) -> Loader:
-        return Loader(
+        return self.loader(
             self.data,
             self.data.windows(period, stage.rollout),
             stage.rollout,
@@ -254,6 +298,8 @@ class _Run:
     def _run_stage(self, stage: Stage, bar: Any) -> None:
         c, layout = self.config, self.layouts[self.stage]
         self.module.all_members = self.ranks.gatherer(layout)
+        if isinstance(self.gradients, Captured):
+            self.gradients.forget()
         with (
             self._loader(c.train, stage, stage.batch_size, layout.sample, layout.samples) as loader,
             self._loader(c.validation, stage, 1, 0, 1) as checks,
@@ -283,39 +329,46 @@ class _Run:
         began, waited = clock.perf_counter(), loader.waited
         batch: Batch = self.ranks.each(lambda: next(batches))
         waited = loader.waited - waited
-        device = self.ranks.device
-        size, c = self.network_config.noise_dim, self.config
-        stream = TRAINING + 16 * (self.stage + 1)
-        members = self.layouts[self.stage].own(c.members)
-        noise = noise_of(c.seed, stream, batch.positions, members, stage.rollout, size)
         rate = learning_rate(stage, self.place)
         self.optimiser.set_rate(rate)
         self.optimiser.zero_grad()
-        batch = _to(batch, device)
-        forcing = None if batch.forcing is None else batch.forcing.transpose(0, 1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
-            loss, channels = self.loss(
-                batch.history,
-                batch.targets,
-                batch.clock,
-                forcing,
-                None if noise is None else noise.to(device),
-                len(members),
-                stage.backprop,
-            )
-        mean_loss, channels = self.ranks.mean(loss.detach()), self.ranks.mean(channels)
-        value = float(mean_loss)
-        check_finite(value, channels, self.schema, batch.starts, self.update + 1)
-        loss.backward()
-        norm = float(self.optimiser.clip(c.clip if c.clip is not None else math.inf))
-        check_finite(norm, channels, self.schema, batch.starts, self.update + 1)
+        loss, channels = self.gradients(self._inputs(batch))
+        channels = self.ranks.mean(channels)
+        norm = self.optimiser.clip(self.config.clip)
+        # looked at together: each look waits for the device
+        value, size_of_gradient = torch.stack([self.ranks.mean(loss), norm.to(loss.dtype)]).tolist()
+        for number in (value, size_of_gradient):
+            check_finite(number, channels, self.schema, batch.starts, self.update + 1)
         self.optimiser.step()
         if self.ema is not None:
             self.ema.update(self.network)
         self.place, self.update = self.place + 1, self.update + 1
-        values = {"stage": self.stage, "loss": value, "learning_rate": rate, "gradient_norm": norm}
+        values = {"stage": self.stage, "loss": value, "learning_rate": rate, "gradient_norm": size_of_gradient}
         values |= {"seconds": clock.perf_counter() - began, "waited": waited, "samples": stage.batch_size}
         self.journal.update(self.update, values, channels, bar)
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor | None]:
+        """What the loss is computed from, on the device."""
+        stream, members = TRAINING + 16 * (self.stage + 1), self.layouts[self.stage].own(self.config.members)
+        rollout, size = self.config.stages[self.stage].rollout, self.network_config.noise_dim
+        noise = noise_of(self.config.seed, stream, batch.positions, members, rollout, size)
+        batch, device = _to(batch, self.ranks.device), self.ranks.device
+        return {
+            "history": batch.history,
+            "targets": batch.targets,
+            "clock": batch.clock,
+            "forcing": None if batch.forcing is None else batch.forcing.transpose(0, 1),
+            "noise": None if noise is None else noise.to(device),
+        }
+
+    def _gradients(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and loss by channel; gradients are added to the weights'."""
+        c, stage = self.config, self.config.stages[self.stage]
+        members = len(self.layouts[self.stage].own(c.members))
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
+            loss, channels = self.loss(**inputs, members=members, backprop=stage.backprop)
+        loss.backward()
+        return loss.detach(), channels
 
     # ---------------------------------------------------------------------------------------- validation and history
 

@@ -164,6 +164,21 @@ class Ranks:
         """Whether each rank has a part of each weight alone."""
         return self.world > 1 and self.parallel == "fsdp"
 
+    def can_capture(self, wanted: bool | None) -> bool:
+        """Whether an update is recorded as a CUDA graph: as asked, by default where that can be.
+
+        Raises
+        ------
+        ArgumentError
+            If it is asked for and can't be.
+        """
+        can = self.world == 1 and self.device.type == "cuda"
+        if wanted and not can:
+            got = f"{self.world} rank{'s' * (self.world > 1)} on {self.device.type}"
+            do = "Leave cuda_graph out"
+            raise ArgumentError(explain("cuda_graph=True can't be done", got=got, expected="one rank on a GPU", do=do))
+        return can if wanted is None else wanted
+
     def wrap(self, module: nn.Module, precision: str = "float32") -> nn.Module:
         """The module with gradients that are means over ranks, and under FSDP with weights in shards.
 

@@ -13,6 +13,7 @@ from ..errors import MosaicError, explain
 from ..forecast import keyed_normals
 from ..model import Mosaic
 from ..variables import Schema
+from .bands import Bands
 from .config import Loss
 from .loss import ensemble_loss
 
@@ -98,6 +99,9 @@ class RolloutLoss(nn.Module):
     area, alpha : Tensor, (latitude,) and (channel,)
         Weights of mean 1.
     kind : {"crps", "biased_crps", "mse"}
+    bands : Bands, optional
+        Adds their loss, times `band_weight`.
+    band_weight : float
 
     Attributes
     ----------
@@ -105,9 +109,17 @@ class RolloutLoss(nn.Module):
         Puts the members of one sample together where they are spread over ranks; see `Ranks.gatherer`.
     """
 
-    def __init__(self, network: Mosaic, area: torch.Tensor, alpha: torch.Tensor, kind: Loss) -> None:
+    def __init__(
+        self,
+        network: Mosaic,
+        area: torch.Tensor,
+        alpha: torch.Tensor,
+        kind: Loss,
+        bands: Bands | None = None,
+        band_weight: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.network, self.kind = network, kind
+        self.network, self.kind, self.bands, self.band_weight = network, kind, bands, band_weight
         self.all_members: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.area: torch.Tensor
         self.alpha: torch.Tensor
@@ -124,7 +136,7 @@ class RolloutLoss(nn.Module):
         members: int,
         backprop: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss over the steps that gradients flow through, and the same by channel without α and gradient.
+        """Mean loss over the steps that gradients flow through, and by channel, without α, bands and gradient.
 
         Parameters
         ----------
@@ -143,7 +155,11 @@ class RolloutLoss(nn.Module):
             ensemble_loss(state, targets[:, k], self.area, self.alpha, self.kind)
             for k, state in zip(used, together, strict=True)
         ]
-        return torch.stack([loss for loss, _ in losses]).mean(), torch.stack([c for _, c in losses]).mean(0)
+        total = torch.stack([loss for loss, _ in losses]).mean()
+        if self.bands is not None:
+            scales = [self.bands(state, targets[:, k], self.alpha) for k, state in zip(used, together, strict=True)]
+            total = total + self.band_weight * torch.stack(scales).mean()
+        return total, torch.stack([c for _, c in losses]).mean(0)
 
     def rollout(
         self,
