@@ -239,7 +239,7 @@ def test_training_ends_with_small_weights_that_load(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit_updates", lambda *_: (2, 2))
     monkeypatch.setattr(train, "settings", lambda *a, **k: dataclasses.replace(settings_of(*a, **k), **few))
     monkeypatch.setattr(train, "open_data", lambda _: data)
-    path = train.train(tmp_path / "no.zarr", tmp_path, 0.1, twin=False, device="cpu", batch=2)
+    path = train.train(tmp_path / "no.zarr", tmp_path, 0.1, device="cpu", batch=2)
     model = xmosaic.load_model(path)
     assert path.stat().st_size < 2.2 * model.num_parameters + 300_000  # two bytes each, and tables
     assert not model.untrained and model.license == "BSD-3-Clause"
@@ -249,9 +249,48 @@ def test_training_ends_with_small_weights_that_load(tmp_path, monkeypatch):
 
 
 def test_the_network_is_small_and_its_mesh_finer_than_the_grid():
-    network = script("train").network()
-    assert network.stages[0].points > 64 * 33
-    assert script("train").network(deterministic=True) == dataclasses.replace(network, noise_dim=0)
+    assert script("variants").network().stages[0].points > 64 * 33
+
+
+def test_every_variant_differs_from_the_bundled_model_in_what_its_title_says():
+    variants, train = script("variants"), script("train")
+    made = {v: train.settings(periods_of_four(), train.pretraining(2, 20), v) for v in variants.VARIANTS}
+    plain = made["bundled"].to_dict()
+
+    def differs(name):
+        other = made[name].to_dict()
+        own = {f"network.{k}" for k in plain["network"] if plain["network"][k] != other["network"][k]}
+        return own | {k for k in plain if k != "network" and plain[k] != other[k]}
+
+    expected = {
+        "bundled": set(),
+        "twin": {"network.noise_dim", "loss", "members", "bands"},
+        "points": {"bands"},
+        "biased": {"loss"},
+        "residual": {"network.residual"},
+        "coarse_entry": {"network.stages"},
+        "without_compressed": {"network.branches"},
+        "without_selected": {"network.branches"},
+        "dense": {"network.branches", "network.stages", "network.bottleneck"},
+    }
+    assert {name: differs(name) for name in made} == expected
+    assert made["coarse_entry"].network.stages[0].nside == 8
+    assert all(s.block_count * s.block_size == s.points for s in made["dense"].network.stages)
+
+
+def periods_of_four():
+    return script("simulate").periods(4)
+
+
+@pytest.mark.parametrize("variant", ["coarse_entry", "dense", "residual"])
+def test_variants_of_another_shape_take_a_step(variant):
+    chosen = script("variants")
+    config = dataclasses.replace(chosen.VARIANTS[variant].network(chosen.network()), num_variables=3)
+    network = xmosaic.model.Mosaic(config, np.array(GRID.longitude), np.array(GRID.latitude))
+    state = torch.randn(1, 1, 2, 64, 33, 3)
+    with torch.no_grad():
+        out = network(state, torch.rand(1, 2), torch.randn(1, 1, 32))
+    assert out.shape == (1, 1, 64, 33, 3) and torch.isfinite(out).all()
 
 
 # ------------------------------------------------------------------------------------------------ what the package has

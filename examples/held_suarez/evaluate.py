@@ -1,7 +1,7 @@
 """Score the bundled model on the test year: ``python evaluate.py STORE OUT``.
 
-Reads OUT/bundled.safetensors and OUT/twin.safetensors and writes OUT/scores.nc, spectra.nc and long.nc. Forecasts run
-on the GPU; then each variable is scored by a process of its own.
+Reads OUT/bundled.safetensors and those of the other variants that are there, and writes OUT/scores.nc, spectra.nc and
+long.nc. Forecasts run on the GPU; then each variable is scored by a process of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import train
 import xarray as xr
+from variants import VARIANTS
 
 import xmosaic
 from xmosaic import diagnostics
@@ -46,13 +47,13 @@ def split(ds: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
 
 
 def forecasts(test: xr.Dataset, history: xr.Dataset, out: Path, starts: pd.DatetimeIndex, days: int, members: int):
-    """Forecasts by name, one after another: model, twin, persistence, climatology as a mean and as an ensemble."""
-    model = xmosaic.load_model(out / "bundled.safetensors")
-    ours = _forecast(test, model, starts, days, members)
-    yield "bundled", ours
-    if (out / "twin.safetensors").exists():
-        twin = xmosaic.load_model(out / "twin.safetensors")
-        yield "twin", _forecast(test, twin, starts, days, 1).isel(number=0, drop=True)
+    """Forecasts by name, one after another: models, persistence, climatology as a mean and as an ensemble."""
+    ours = None
+    for name in [v for v in VARIANTS if (out / f"{v}.safetensors").exists()]:
+        model = xmosaic.load_model(out / f"{name}.safetensors")
+        fc = _forecast(test, model, starts, days, members if model.config.noise_dim else 1)
+        ours = fc if ours is None else ours
+        yield name, fc if model.config.noise_dim else fc.isel(number=0, drop=True)
     yield "persistence", diagnostics.persistence(test, like=ours)
     yield "climatology", diagnostics.climatology(history, like=ours, window=None)
     yield "climatology_ensemble", diagnostics.climatological_ensemble(history, like=ours, members=members, window=None)

@@ -64,7 +64,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "simulate": simulation,
         "check": ["check.py", store, str(work)],
         "train": [*training, "--minutes", str(options.minutes)],
-        "twin": [*training, "--minutes", str(twin_minutes), "--twin"],
+        "twin": [*training, "--minutes", str(twin_minutes), "--variant", "twin"],
         "evaluate": scoring,
         "sample": ["sample.py", store, str(work / "sample.nc")],
     }

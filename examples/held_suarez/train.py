@@ -1,4 +1,4 @@
-"""Train the bundled network, or its deterministic twin: ``python train.py STORE OUT --minutes 4 [--twin]``.
+"""Train the bundled network, or one of its twins: ``python train.py STORE OUT --minutes 4 [--variant twin]``.
 
 Measures the time of an update first, then fits the number of updates to the minutes. The data stay on the device, and
 each sample is turned by a random longitude and mirrored at the equator with probability ½: the set-up of Held and
@@ -23,9 +23,10 @@ import pandas as pd
 import simulate
 import torch
 import xarray as xr
+from variants import BAND_WEIGHT, BANDS, VARIANTS, network
 
 import xmosaic
-from xmosaic import Model, MosaicConfig, Stage, StageConfig, TrainConfig
+from xmosaic import Model, Stage, TrainConfig
 from xmosaic.checkpoint import read_model
 from xmosaic.training.loader import Batch
 from xmosaic.training.samples import TrainingData, Windows
@@ -35,25 +36,9 @@ VARIABLES = {name: None for name in simulate.SURFACE} | {name: LEVELS for name i
 # these change their sign in the mirror
 ODD = ("v_component_of_wind", "10m_v_component_of_wind")
 RATE = 0.02
-# of a field's variance the smallest scales have less than a thousandth: scored at points alone, they come out wrong
-BANDS, BAND_WEIGHT = (8, 16, 24), 0.3
 BATCH, ROLLOUT = 16, 3  # samples per update, half as many in rollouts; steps of these
 LONG_SHARE = 0.25  # of the time, for the rollouts of three steps
 WARM_UP = 20  # updates that are timed, of which the first half does not count
-
-
-def network(deterministic: bool = False) -> MosaicConfig:
-    """5 million parameters, most of them at the coarse stages; the mesh is finer than the grid of 64 × 33."""
-    return MosaicConfig(
-        stages=(
-            StageConfig(16, 96, 3, 1, local_size=128, block_size=32, block_count=8, encoder_depth=2, decoder_depth=2),
-            StageConfig(8, 192, 6, 2, local_size=128, block_size=16, block_count=6, encoder_depth=2, decoder_depth=1),
-        ),
-        bottleneck=StageConfig(4, 256, 8, 2, 192, 16, 4, encoder_depth=2, decoder_depth=0),
-        num_variables=1,  # set when training starts
-        num_neighbors=12,
-        noise_dim=0 if deterministic else 32,
-    )
 
 
 def pretraining(batch: int, updates: int) -> Stage:
@@ -67,19 +52,18 @@ def longer(batch: int, updates: int) -> Stage:
 
 
 def settings(
-    periods: dict[str, Any], stage: Stage, twin: bool, precision: str, seed: int = 0, band_weight: float = BAND_WEIGHT
+    periods: dict[str, Any], stage: Stage, variant: str = "bundled", precision: str = "float32", seed: int = 0
 ) -> TrainConfig:
-    """Fair CRPS of two members, or squared error of one; each stage is a run of its own, with a best of its own."""
+    """Fair CRPS of two members, of the fields and of their scales; each stage is a run with a best of its own."""
+    chosen = VARIANTS[variant]
+    usual: dict[str, Any] = {"members": 2, "loss": "crps", "bands": BANDS, "band_weight": BAND_WEIGHT}
     return TrainConfig(
-        network=network(twin),
+        network=chosen.network(network()),
         stages=(stage,),
         **periods,
         variables=VARIABLES,
-        members=1 if twin else 2,
-        loss="mse" if twin else "crps",
+        **usual | dict(chosen.training),
         channel_weights="uniform",
-        bands=BANDS if band_weight else (),
-        band_weight=band_weight,
         adam_rate=0.2,
         ema=0.998,
         precision=precision,
@@ -260,21 +244,18 @@ def train(
     store: Path,
     out: Path,
     minutes: float,
-    twin: bool,
+    name: str = "bundled",
     device: str | None = None,
     batch: int = BATCH,
     seed: int = 0,
-    band_weight: float = BAND_WEIGHT,
 ) -> Path:
-    """Train for so many minutes; the file of the model, weights in 16 bits."""
+    """Train a variant for so many minutes; the file of the model, weights in 16 bits."""
     began = time.perf_counter()
-    name = "twin" if twin else "bundled"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     ds = open_data(store)
     precision = "bfloat16" if device.startswith("cuda") else "float32"
     torch.set_float32_matmul_precision("high")
-    chosen = {"twin": twin, "precision": precision, "seed": seed, "band_weight": band_weight}
-    make = functools.partial(settings, periods_of(ds), **chosen)
+    make = functools.partial(settings, periods_of(ds), variant=name, precision=precision, seed=seed)
     speed = measure(ds, make, batch, device)
     counts = fit_updates(minutes, *speed)
     print(f"{name}: {speed[0] * 1e3:.1f} and {speed[1] * 1e3:.1f} ms per update: {counts} updates", flush=True)
@@ -303,11 +284,10 @@ def export(out: Path, name: str, facts: dict[str, Any] | None = None) -> Path:
     first, last = (folder / "model.safetensors" for folder in folders(out, name))
     newer = last.exists() and last.stat().st_mtime > first.stat().st_mtime
     model = read_model(last if newer else first)
-    kind = {"twin": "deterministic twin of the bundled model", "bundled": "bundled model"}[name]
     about = {
         **model.provenance,
         "name": name,
-        "title": f"{kind}: Held–Suarez benchmark atmosphere, steps of 24 h",
+        "title": f"{VARIANTS[name].title}: Held–Suarez benchmark atmosphere, steps of 24 h",
         "license": "BSD-3-Clause",
         "data": "simulated: Held and Suarez (1994) with dinosaur, examples/held_suarez; not the Earth's weather",
         "symmetries": "trained on samples turned by random longitudes, mirrored at the equator, and on random dates",
@@ -325,19 +305,17 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=4.0)
-    parser.add_argument("--twin", action="store_true", help="same network, squared error, no noise")
+    parser.add_argument("--variant", choices=VARIANTS, default="bundled", help="what variants.py says of it")
     parser.add_argument("--export", action="store_true", help="only write the best weights of a run that was stopped")
     parser.add_argument("--device")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples per update")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--band-weight", type=float, default=BAND_WEIGHT, help="of the scores of single scales")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.export:
-        export(options.out, "twin" if options.twin else "bundled")
+    o = parser.parse_args()
+    o.out.mkdir(parents=True, exist_ok=True)
+    if o.export:
+        export(o.out, o.variant)
     else:
-        o = options
-        train(o.store, o.out, o.minutes, o.twin, o.device, o.batch, o.seed, o.band_weight)
+        train(o.store, o.out, o.minutes, o.variant, o.device, o.batch, o.seed)
 
 
 if __name__ == "__main__":

@@ -1,76 +1,67 @@
-"""Loss and gradients of an update as one CUDA graph: a small network waits for launches more than for arithmetic."""
+"""Work on the GPU as one CUDA graph: a small network waits for launches more than for arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+Result = TypeVar("Result")
 Inputs = Mapping[str, torch.Tensor | None]
-# Loss and loss by channel; the gradients are left at the weights.
-Compute = Callable[[Inputs], tuple[torch.Tensor, torch.Tensor]]
 
 _WARM_UP = 2
 
 
-class Captured:
-    """Forward and backward pass of batches of one shape, recorded at the first and replayed from then on.
+class Captured(Generic[Result]):
+    """A function of tensors, recorded at the first call with tensors of these shapes and replayed from then on.
 
-    The kernels and their order are those of `compute`, so the numbers are too.
+    The kernels and their order are those of the function, so the numbers are too.
 
     Parameters
     ----------
     compute : callable
-        Inputs → loss and loss by channel; must not wait for the GPU, nor look at a value.
+        Inputs → tensors; must not wait for the GPU, look at a value, or change anything but the gradients of `weights`.
     weights : sequence of Parameter
         Those that get gradients; their tensors must stay where they are.
 
     Notes
     -----
-    The memory of one update, activations and all, is kept between updates. The results are overwritten by the next one.
+    The memory of one call, activations and all, is kept between calls. Results are overwritten by the next one.
     """
 
-    def __init__(self, compute: Compute, weights: Sequence[nn.Parameter]) -> None:
+    def __init__(self, compute: Callable[[Inputs], Result], weights: Sequence[nn.Parameter] = ()) -> None:
         self._compute, self._weights = compute, [w for w in weights if w.requires_grad]
-        self._shapes: dict[str, Any] | None = None
         self._graph: Any = None
         self._inputs: dict[str, torch.Tensor | None] = {}
         self._gradients: list[torch.Tensor | None] = []
-        self._result: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._result: Result
 
-    def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and loss by channel, gradients at the weights.
+    def __call__(self, inputs: Inputs) -> Result:
+        """What `compute` gives, and its gradients at the weights.
 
         Parameters
         ----------
         inputs : mapping of str to Tensor or None
             On the GPU.
-
-        Returns
-        -------
-        loss, by_channel : Tensor
         """
-        shapes = {name: None if t is None else (tuple(t.shape), t.dtype) for name, t in inputs.items()}
-        if shapes != self._shapes:
+        if self._graph is None or _shapes(inputs) != _shapes(self._inputs):
             self.forget()
             self._capture(inputs)
-            self._shapes = shapes
-        for name, given in inputs.items():
-            target = self._inputs[name]
-            if given is not None and target is not None:
-                target.copy_(given, non_blocking=True)
+        pairs = [
+            (own, t) for own, t in zip(self._inputs.values(), inputs.values(), strict=True) if None not in (own, t)
+        ]
+        torch._foreach_copy_([own for own, _ in pairs], [t for _, t in pairs], non_blocking=True)
         self._graph.replay()
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
-        assert self._result is not None
         return self._result
 
     def forget(self) -> None:
-        """Give back the memory; the next batch is recorded anew."""
-        self._graph = self._result = self._shapes = None
-        self._inputs, self._gradients = {}, []
+        """Give back the memory; the next call is recorded anew."""
+        self._graph, self._inputs, self._gradients = None, {}, []
+        self.__dict__.pop("_result", None)
 
     def _capture(self, inputs: Inputs) -> None:
         self._inputs = {n: None if t is None else t.clone() for n, t in inputs.items()}
@@ -84,12 +75,16 @@ class Captured:
                 self._compute(self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._clear()
-        self._graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # threads that read data ahead may allocate page-locked memory meanwhile
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._result = self._compute(self._inputs)
-        self._gradients = [w.grad for w in self._weights]
+        self._graph, self._gradients = graph, [w.grad for w in self._weights]
 
     def _clear(self) -> None:
         for weight in self._weights:
             weight.grad = None
+
+
+def _shapes(inputs: Inputs) -> dict[str, Any]:
+    return {name: None if t is None else (t.shape, t.dtype) for name, t in inputs.items()}

@@ -89,8 +89,8 @@ def train(
         Threads that read data ahead.
     loader : callable, optional
         Makes what hands out the samples, with the arguments of `xmosaic.training.loader.Loader`, by default that: for
-        data that stay on the GPU, or samples that are changed on the way. What it gives must depend on seed and place in
-        the order alone, or a resumed run is another.
+        data that stay on the GPU, or samples that are changed on the way. What it gives must depend on seed and place
+        in the order alone, or a resumed run is another.
     cuda_graph : bool, optional
         Whether forward and backward pass are recorded once and replayed, which spares small networks the wait for
         launches; by default wherever it can be: on one GPU.
@@ -126,6 +126,15 @@ def train(
             progress=progress,
             tensorboard=tensorboard,
         ).go()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Samples:
+    """What one update works on."""
+
+    starts: pd.DatetimeIndex
+    inputs: Inputs
+    waited: float
 
 
 class _Run:
@@ -240,7 +249,7 @@ class _Run:
             weight.requires_grad_(name not in set(self.split.frozen))
         self.module = RolloutLoss(self.network, area, alpha, c.loss, self._bands(), c.band_weight)
         self.loss = self.ranks.wrap(self.module, c.precision)
-        self.optimiser = Optimiser(self.network, c, self.split)
+        self.optimiser = Optimiser(self.network, c, self.split, self.graphed)
         self.ema = None if c.ema is None else Ema(self.network, c.ema)
         self.stopper = EarlyStopping(c.patience)
         trained = list(self.network.parameters())
@@ -305,9 +314,10 @@ class _Run:
             self._loader(c.validation, stage, 1, 0, 1) as checks,
         ):
             self._note_skipped(loader)
-            batches = loader.batches(self.place)
-            while True:
-                self._one_update(stage, loader, batches, bar)
+            samples = self._samples(loader, stage)
+            ready: _Samples | None = next(samples)
+            while ready is not None:
+                ready = self._one_update(stage, ready, samples, bar)
                 last = self.place == stage.updates
                 stop = (last or self.update % c.validate_every == 0) and self._validate(checks)
                 if stop or last:
@@ -325,27 +335,37 @@ class _Run:
         if self.show and loader.windows.skipped:
             tqdm.write(f"{loader.windows.skipped} starts are left out: {loader.windows.why}")
 
-    def _one_update(self, stage: Stage, loader: Loader, batches: Any, bar: Any) -> None:
-        began, waited = clock.perf_counter(), loader.waited
-        batch: Batch = self.ranks.each(lambda: next(batches))
-        waited = loader.waited - waited
+    def _samples(self, loader: Loader, stage: Stage) -> Iterator[_Samples]:
+        """Batches of the rest of a stage."""
+        batches = loader.batches(self.place)
+        for _ in range(self.place, stage.updates):
+            before = loader.waited
+            batch: Batch = self.ranks.each(lambda: next(batches))
+            yield _Samples(batch.starts, self._inputs(batch), loader.waited - before)
+
+    def _one_update(self, stage: Stage, samples: _Samples, following: Iterator[_Samples], bar: Any) -> _Samples | None:
+        """Move the weights; what comes next is made ready while the device works."""
+        began = clock.perf_counter()
         rate = learning_rate(stage, self.place)
         self.optimiser.set_rate(rate)
         self.optimiser.zero_grad()
-        loss, channels = self.gradients(self._inputs(batch))
+        loss, channels = self.gradients(samples.inputs)
         channels = self.ranks.mean(channels)
         norm = self.optimiser.clip(self.config.clip)
-        # looked at together: each look waits for the device
-        value, size_of_gradient = torch.stack([self.ranks.mean(loss), norm.to(loss.dtype)]).tolist()
-        for number in (value, size_of_gradient):
-            check_finite(number, channels, self.schema, batch.starts, self.update + 1)
         self.optimiser.step()
         if self.ema is not None:
             self.ema.update(self.network)
+        seen = torch.stack([self.ranks.mean(loss), norm.to(loss.dtype)])
+        ready = next(following, None)
+        # the only look at the device: what comes out not finite is never written, for the run ends here
+        value, size = seen.tolist()
+        for number in (value, size):
+            check_finite(number, channels, self.schema, samples.starts, self.update + 1)
         self.place, self.update = self.place + 1, self.update + 1
-        values = {"stage": self.stage, "loss": value, "learning_rate": rate, "gradient_norm": size_of_gradient}
-        values |= {"seconds": clock.perf_counter() - began, "waited": waited, "samples": stage.batch_size}
+        values = {"stage": self.stage, "loss": value, "learning_rate": rate, "gradient_norm": size}
+        values |= {"seconds": clock.perf_counter() - began, "waited": samples.waited, "samples": stage.batch_size}
         self.journal.update(self.update, values, channels, bar)
+        return ready
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor | None]:
         """What the loss is computed from, on the device."""

@@ -1,4 +1,4 @@
-"""Muon: directions with momentum made orthogonal, matrices of one shape together; also where ranks have parts of them."""
+"""Muon: directions with momentum made orthogonal, matrices of one shape together; also where ranks have parts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .graph import Captured, Inputs
 from .shards import group_of, local, rows_of
 
 # What the products are made in, and what ranks exchange.
@@ -35,14 +36,19 @@ class Muon(torch.optim.Optimizer):
         two collectives per update, 4 bytes per weight over all ranks.
     weight_decay, momentum : float
         See `Optimiser`.
+    captured : bool
+        Whether the products are one CUDA graph.
 
     References
     ----------
     Jordan, K. et al. (2024). Muon: an optimizer for hidden layers in neural networks. kellerjordan.github.io/posts/muon
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter], weight_decay: float, momentum: float) -> None:
+    def __init__(
+        self, weights: Sequence[nn.Parameter], weight_decay: float, momentum: float, captured: bool = False
+    ) -> None:
         super().__init__(weights, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": momentum})
+        self._orthogonal = Captured(_of_named).__call__ if captured else _of_named
         self._group = group_of(weights)
         if self._group is not None:
             self._world, self._rank = dist.get_world_size(self._group), dist.get_rank(self._group)
@@ -57,7 +63,7 @@ class Muon(torch.optim.Optimizer):
             shapes = [tuple(w.shape) for w in weights]
             own = [local(w) for w in weights]
             directions = self._directions(weights, group["momentum"])
-            updates = orthogonal(directions) if self._group is None else self._exchanged(shapes, directions)
+            updates = self._whole(directions) if self._group is None else self._exchanged(shapes, directions)
             torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
             for (rows, columns), some in _alike(shapes).items():
                 rate = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -68,7 +74,10 @@ class Muon(torch.optim.Optimizer):
         gradients = [local(w.grad) for w in weights if w.grad is not None]
         buffers = [local(self.state[w]["momentum_buffer"]) for w in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        return [d.to(ARITHMETIC) for d in torch._foreach_lerp(gradients, buffers, momentum)]
+        return list(torch._foreach_lerp(gradients, buffers, momentum))
+
+    def _whole(self, directions: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self._orthogonal({str(i): d for i, d in enumerate(directions)})
 
     def _exchanged(self, shapes: list[tuple[int, ...]], directions: list[torch.Tensor]) -> list[torch.Tensor]:
         """Rows of the orthogonal matrices that belong to this rank."""
@@ -78,7 +87,7 @@ class Muon(torch.optim.Optimizer):
         parts = [sum(directions[i].numel() for i in some) for some in owned]
         counts = [rows_of(shapes[i][0], self._world) for i in mine]
         theirs = [sum(n[r] * shapes[i][1] for i, n in zip(mine, counts, strict=True)) for r in range(self._world)]
-        sent = torch.cat([directions[i].flatten() for some in owned for i in some])
+        sent = torch.cat([directions[i].flatten() for some in owned for i in some]).to(ARITHMETIC)
         pieces = self._exchange(sent, theirs, parts).split(
             [n[r] * shapes[i][1] for r in range(self._world) for i, n in zip(mine, counts, strict=True)]
         )
@@ -116,6 +125,10 @@ def orthogonal(directions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         for i, one in zip(some, (x.mT if tall else x).unbind(), strict=True):
             made[i] = one
     return made
+
+
+def _of_named(directions: Inputs) -> list[torch.Tensor]:
+    return orthogonal([d for d in directions.values() if d is not None])
 
 
 def _newton_schulz(x: torch.Tensor) -> torch.Tensor:
