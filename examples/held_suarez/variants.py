@@ -47,7 +47,7 @@ def dense(config: MosaicConfig) -> MosaicConfig:
 
 
 def coarse_entry(config: MosaicConfig) -> MosaicConfig:
-    """Grid points go to the coarser mesh at once, compressed first; more blocks there make up for those that are gone."""
+    """Grid points go to the coarser mesh at once; more blocks there make up for those that are gone."""
     fine, coarse = config.stages
     more = dataclasses.replace(
         coarse,
