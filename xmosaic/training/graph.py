@@ -49,10 +49,9 @@ class Captured(Generic[Result]):
         if self._graph is None or _shapes(inputs) != _shapes(self._inputs):
             self.forget()
             self._capture(inputs)
-        pairs = [
-            (own, t) for own, t in zip(self._inputs.values(), inputs.values(), strict=True) if None not in (own, t)
-        ]
-        torch._foreach_copy_([own for own, _ in pairs], [t for _, t in pairs], non_blocking=True)
+        for own, given in zip(self._inputs.values(), inputs.values(), strict=True):
+            if own is not None and given is not None:
+                own.copy_(given, non_blocking=True)
         self._graph.replay()
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
