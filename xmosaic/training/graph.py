@@ -49,7 +49,8 @@ class Captured(Generic[Result]):
         if self._graph is None or _shapes(inputs) != _shapes(self._inputs):
             self.forget()
             self._capture(inputs)
-        for own, given in zip(self._inputs.values(), inputs.values(), strict=True):
+        for name, given in inputs.items():
+            own = self._inputs[name]
             if own is not None and given is not None:
                 own.copy_(given, non_blocking=True)
         self._graph.replay()
