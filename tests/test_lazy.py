@@ -264,6 +264,17 @@ def test_bad_chunks_are_refused(options, message):
         run(**options)
 
 
+def test_a_worker_takes_one_gpu_of_its_own(monkeypatch):
+    """Whether any GPU was asked for or none named; elsewhere a forecast would take them all."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, gpu in ((None, 0), (0, 0), (3, 1)):
+        monkeypatch.setattr(lazy, "_worker_name", lambda name=name: name)
+        assert lazy.worker_device(None) == lazy.worker_device("cuda") == torch.device("cuda", gpu)
+    assert lazy.worker_device("cpu") == torch.device("cpu")
+
+
 def test_gpus_may_be_elsewhere():
     """A cluster's GPUs can be asked for where there is none; a worker without one says so."""
     if torch.cuda.is_available():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,19 +121,42 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def check_device(device: Any) -> torch.device:
-    """The device, once something has been put there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def check_devices(device: Any) -> tuple[torch.device, ...]:
+    """The devices that share a forecast, each once something has been put there.
+
+    Parameters
+    ----------
+    device : str, torch.device or sequence of them, optional
+        By default every GPU that this process sees, else the CPU. "cuda" is every GPU too; "cuda:1", or several
+        as in ["cuda:0", "cuda:1"] or "cuda:0,cuda:1", are those alone.
+
+    Returns
+    -------
+    tuple of torch.device
+    """
+    if device is None or str(device) == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        gpus = tuple(torch.device("cuda", i) for i in range(count))
+        return gpus or (_usable(device or "cpu"),)
+    several = isinstance(device, Sequence) and not isinstance(device, str)
+    chosen = tuple(_usable(d) for d in (device if several else str(device).split(",")))
+    if len({d.type for d in chosen}) != 1:
+        got = ", ".join(map(str, chosen)) or "none"
+        raise ArgumentError(
+            explain(f"device={device!r} can't be used", got=got, expected="one or more devices, all of one kind")
+        )
+    return chosen
+
+
+def _usable(device: Any) -> torch.device:
+    """A device, once something has been put there."""
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        return torch.empty(1, device=torch.device(device.strip() if isinstance(device, str) else device)).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         count = torch.cuda.device_count()
         gpus = f", 'cuda:0' … 'cuda:{count - 1}'" if count else " (torch finds no GPU here)"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArgumentError(explain(f"device={device!r} can't be used", got=reason, expected=f"'cpu'{gpus}")) from None
-    return chosen
 
 
 def check_dtype(dtype: Any) -> torch.dtype:

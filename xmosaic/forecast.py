@@ -7,7 +7,7 @@ import functools
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import Model
 from .choices import (
-    check_device,
+    check_devices,
     check_dtype,
     check_keep_bits,
     check_seed,
@@ -56,7 +56,7 @@ def forecast(
     every: Any = None,
     leads: Any = None,
     batch_size: int | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | Sequence[str | torch.device] | None = None,
     dtype: str | None = None,
     store: Store | None = None,
     keep_bits: int | None = None,
@@ -91,8 +91,10 @@ def forecast(
         Keep these leads only, instead of `every`.
     batch_size : int, optional
         Members that go through the network together; by default as fits the device.
-    device : str, optional
-        By default a GPU if there is one.
+    device : str or sequence of str, optional
+        By default, and as "cuda", every GPU that the process sees (CUDA_VISIBLE_DEVICES says which), else the CPU;
+        "cuda:1" or ["cuda:0", "cuda:1"] are those alone. Members run in the same batches on one GPU as on several,
+        so numbers don't depend on how many there are.
     dtype : {"float32", "bfloat16", "float16", "float64"}, optional
         Arithmetic of the network; the 16-bit ones by autocast. By default float32.
     store : path, URL, zarr Store or icechunk Repository, optional
@@ -128,16 +130,16 @@ def forecast(
     chosen = choose_model(ds, model)
     state = State(ds, chosen, time)
     state.report(values=False).raise_for_problems()
-    asked = device or get_option("device")
-    target = check_device(asked) if chunks is None else _device_here(asked)
+    asked = device if device is not None else get_option("device")
+    targets = check_devices(asked) if chunks is None else _device_here(asked)
     plan = Plan(
         model=chosen,
         state=state,
-        fields=Fields(chosen, choose_variables(chosen.schema, variables, levels), state, leads_back(grid), target),
+        fields=Fields(chosen, choose_variables(chosen.schema, variables, levels), state, leads_back(grid), targets[0]),
         members=positive("members", members),
         seed=check_seed(seed),
         kept=choose_steps(lead, every, leads, chosen),
-        device=target,
+        devices=targets,
         dtype=check_dtype(dtype or get_option("dtype") or "float32"),
         batch_size=None if batch_size is None else positive("batch_size", batch_size),
         keep_bits=check_keep_bits(keep_bits),
@@ -184,14 +186,22 @@ def _lazy(plan: Plan, chunks: Mapping[str, int], model: Any, device: Any, store:
     return lazy_forecast(plan, chunks, model, device)
 
 
-def _device_here(device: Any) -> torch.device:
+def _device_here(device: Any) -> tuple[torch.device, ...]:
     """What a lazy forecast is planned on: workers may have GPUs where this process has none."""
     try:
-        return check_device(device)
+        chosen = check_devices(device)
     except ArgumentError:
         if not re.fullmatch(r"cuda(:\d+)?", str(device)):
             raise
-        return torch.device("cpu")
+        return (torch.device("cpu"),)
+    if len(chosen) > 1 and device is not None and str(device) != "cuda":
+        raise ArgumentError(
+            explain(
+                f"device={device!r} doesn't go with chunks=: a task runs on one device",
+                expected="one device, or none: each worker takes its own GPU then",
+            )
+        )
+    return chosen[:1]
 
 
 class _CallableModule(types.ModuleType):

@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 
 from .checkpoint import Model, load_model
-from .choices import check_device
+from .choices import check_devices
 from .errors import ArgumentError, CheckpointError, explain
 from .plan import Plan
 from .run import Bar, run
@@ -153,7 +153,7 @@ class Block:
             members=self.members,
             seed=self.seed,
             kept=self.kept,
-            device=device,
+            devices=(device,),
             dtype=getattr(torch, self.dtype),
             batch_size=None,
             before=self.before,
@@ -162,7 +162,7 @@ class Block:
         sink = MemorySink(plan.template(), plan.variables(), scalar=False)
         with _TURN, Bar(plan, show=False) as bar:
             run(plan, sink, bar)
-        return sink.arrays
+        return {str(name): v.values for name, v in sink.finish().items()}
 
 
 def _blocks(
@@ -305,24 +305,23 @@ class Weights:
         return model
 
 
-def worker_device(device: str | None) -> torch.device:
+def worker_device(device: Any) -> torch.device:
     """Where a worker computes: where it was told to, else on a GPU of its own as far as that can be known.
 
     Parameters
     ----------
     device : str, optional
+        "cuda" is any GPU, so the worker's own.
 
     Returns
     -------
     torch.device
         dask-cuda turns CUDA_VISIBLE_DEVICES so that each worker's own GPU comes first: that one. Other workers of
         `dask.distributed` whose name ends in a number (LocalCluster calls them 0, 1, …) share the GPUs out by it.
+        One in any case: whoever spreads tasks over a host's GPUs starts a worker for each.
     """
-    if device is not None or not torch.cuda.is_available():
-        return check_device(device)
-    return torch.device(
-        "cuda", gpu_of(_worker_name(), os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
-    )
+    chosen = check_devices(device)
+    return chosen[gpu_of(_worker_name(), os.environ.get("CUDA_VISIBLE_DEVICES"), len(chosen))]
 
 
 def gpu_of(worker: Any, visible: str | None, count: int) -> int:

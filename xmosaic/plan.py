@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from .state import Fields, State
 _CPU_BATCH = 4
 # The full network is as fast with 8 members at once as with 24, in a third of the memory.
 _GPU_BYTES = 16_000_000_000
+# A GPU is given no less than this at once if there is more to do: smaller pieces leave it waiting for launches.
+_GPU_LEAST_BYTES, _GPU_LEAST_MEMBERS = 4_000_000_000, 4
 # Inputs of starts that are complete are read again and compared while they are no more than this; else the first's
 # and the last's.
 _COMPARED_BYTES = 1024**3
@@ -39,7 +42,8 @@ class Plan:
     members: int
     seed: int
     kept: tuple[int, ...]
-    device: torch.device
+    # all of one kind; what is made doesn't depend on how many there are
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype
     batch_size: int | None
     keep_bits: int | None = None
@@ -65,6 +69,17 @@ class Plan:
                     do="Regrid the result: fc.mosaic.to_healpix(nside=…)",
                 )
             )
+
+    @property
+    def device(self) -> torch.device:
+        """The first of the devices."""
+        return self.devices[0]
+
+    def on(self, device: torch.device) -> Plan:
+        """The same plan as one of its devices sees it."""
+        f = self.fields
+        fields = f if device == self.device else Fields(self.model, f.schema, f.state, f.back, device)
+        return dataclasses.replace(self, devices=(device,), fields=fields, fixed_block=self.block)
 
     @property
     def steps(self) -> int:
@@ -126,7 +141,8 @@ class Plan:
 
     def _default_batch(self) -> int:
         if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
+            # the one with the least room decides for all: members run in the same batches wherever they run
+            free = min(_free_gpu_memory(d) // self.devices.count(d) for d in set(self.devices))
             return default_gpu_batch(free, self.model.member_bytes(), self.dtype, self.members)
         free = available_memory() or 0
         return max(1, min(_CPU_BATCH, int(0.6 * free) // self.model.member_bytes()))
@@ -237,6 +253,12 @@ def available_memory() -> int | None:
         return None
 
 
+def _free_gpu_memory(device: torch.device) -> int:
+    """Bytes that a GPU has for this process: what is free, and what torch holds of an earlier forecast."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
 def version() -> str:
     """Version of this package."""
     from . import __version__
@@ -245,7 +267,7 @@ def version() -> str:
 
 
 def default_gpu_batch(free: int, member_bytes: int, dtype: torch.dtype, members: int) -> int:
-    """Members that run together on a GPU: in equal blocks, as large as is fast and fits.
+    """Members that run together on a GPU: in equal blocks that are large enough to be fast, and fit.
 
     Parameters
     ----------
@@ -260,13 +282,27 @@ def default_gpu_batch(free: int, member_bytes: int, dtype: torch.dtype, members:
     -------
     int
 
+    Notes
+    -----
+    A trained network amplifies rounding, so members must run in the same batches on one GPU as on several: the batch
+    doesn't depend on how many there are. The number of blocks is one that two and four GPUs share evenly, if blocks
+    stay large enough: a multiple of 4, else of 2. A network that is too small for that runs all members at once.
+
     Examples
     --------
     >>> default_gpu_batch(140 * 10**9, 4 * 10**9, torch.float16, 24)
-    8
+    6
+    >>> default_gpu_batch(140 * 10**9, 4 * 10**9, torch.float16, 10)
+    5
     >>> default_gpu_batch(10**9, 4 * 10**9, torch.float32, 24)
     1
     """
     each = member_bytes * dtype.itemsize // 4
     most = max(1, min(int(0.6 * free), _GPU_BYTES) // each)
-    return most if most >= members else math.ceil(members / math.ceil(members / most))
+    least = max(_GPU_LEAST_MEMBERS, math.ceil(_GPU_LEAST_BYTES / each))
+    blocks = math.ceil(members / most)
+    for share in (4, 2):
+        size = math.ceil(members / (share * math.ceil(blocks / share)))
+        if least <= size <= most:
+            return size
+    return most if most >= members else math.ceil(members / blocks)

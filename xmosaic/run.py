@@ -1,9 +1,14 @@
-"""Running a plan: block by block, every kept lead handed to where the forecast goes."""
+"""Running a plan: block by block on its devices, every kept lead that is missing handed to where the forecast goes."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,28 +21,70 @@ from .model import Mosaic
 from .plan import Plan
 from .steps import clock_at, member_noise, rollout
 from .store import MemorySink, ZarrSink
+from .store.writer import Writer
+
+_TICK = 0.2  # seconds
+# Triton compiles a kernel at its first launch, and nobody says that two threads may do so at once.
+_COMPILING = threading.Lock()
+# What has been launched once: device, arithmetic, rows and model.
+_LAUNCHED: set[tuple[Any, ...]] = set()
 
 
 def run(plan: Plan, sink: MemorySink | ZarrSink, bar: Bar) -> None:
-    """Make the forecast of a plan, block by block, and hand every kept lead that is missing to the sink."""
-    network = plan.model.network.to(plan.device)
-    if plan.dtype == torch.float64:
-        network = network.double()
+    """Make the forecast of a plan, each block on the device that is free first, and hand it to the sink."""
+    stop = threading.Event()
+    tasks = _Shared(_tasks(plan, sink, bar), stop)
+    with _network(plan) as network:
+        if len(plan.devices) == 1:
+            return _Worker(plan, sink, bar, stop).work(network, tasks)
+        workers = [_Worker(plan.on(device), sink, bar, stop) for device in plan.devices]
+        with ThreadPoolExecutor(len(workers), "xmosaic device") as pool:
+            busy = {pool.submit(worker.work, network, tasks) for worker in workers}
+            try:
+                while busy:
+                    # a Ctrl-C that another thread receives doesn't wake one that waits without end
+                    done, busy = wait(busy, _TICK, FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            except BaseException:  # Ctrl-C too
+                stop.set()
+                raise
+
+
+# --------------------------------------------------------------------------------------------- what is to be made
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Starts and members that go through the network together."""
+
+    starts: slice
+    members: slice
+    missing: np.ndarray  # bool (lead,)
+    histories: np.ndarray  # (start, history, longitude, latitude, channel)
+
+
+def _tasks(plan: Plan, sink: MemorySink | ZarrSink, bar: Bar) -> Iterator[_Task]:
+    """Blocks that lack something, in the plan's order; a start is read when the first of its blocks is asked for."""
     compared = plan.compared()
-    try:
-        for starts, blocks in plan.blocks():
-            missing = [(members, sink.missing(starts, members)) for members in blocks]
-            if not any(leads.any() for _, leads in missing):
-                if sink.wants_inputs(starts) and compared.intersection(range(starts.start, starts.stop)):
-                    _histories(plan, starts, sink)
-                bar.skip((starts.stop - starts.start) * plan.members * plan.steps)
-                continue
-            histories = _histories(plan, starts, sink)
-            for members, leads in missing:
-                _run_block(plan, network, histories, starts, members, leads, sink, bar)
-    finally:
-        if plan.dtype == torch.float64:
-            plan.model.network.float()
+    for starts, blocks in plan.blocks():
+        missing = [(members, sink.missing(starts, members)) for members in blocks]
+        many = starts.stop - starts.start
+        if not any(leads.any() for _, leads in missing):
+            if sink.wants_inputs(starts) and compared.intersection(range(starts.start, starts.stop)):
+                _histories(plan, starts, sink)
+            bar.skip(many * plan.members * plan.steps)
+            continue
+        histories = _histories(plan, starts, sink)
+        for members, leads in missing:
+            # no step is made beyond the last lead that is missing
+            bar.skip((plan.steps - _steps(plan, leads)) * many * (members.stop - members.start))
+            if leads.any():
+                yield _Task(starts, members, leads, histories)
+
+
+def _steps(plan: Plan, missing: np.ndarray) -> int:
+    return max((plan.kept[i] for i in np.flatnonzero(missing)), default=0)
 
 
 def _histories(plan: Plan, starts: slice, sink: MemorySink | ZarrSink) -> np.ndarray:
@@ -49,67 +96,161 @@ def _histories(plan: Plan, starts: slice, sink: MemorySink | ZarrSink) -> np.nda
     return histories
 
 
-@torch.inference_mode()
-def _run_block(
-    plan: Plan,
-    network: Mosaic,
-    histories: np.ndarray,
-    starts: slice,
-    members: slice,
-    missing: np.ndarray,
-    sink: MemorySink | ZarrSink,
-    bar: Bar,
-) -> None:
-    model, times = plan.model, plan.state.starts[starts]
-    numbers = range(plan.before + members.start + 1, plan.before + members.stop + 1)
-    real = torch.float64 if plan.dtype == torch.float64 else torch.float32
-    # a block that broke off begins again at its start: a stored lead is rounded, not the state that the network had
-    wanted = {plan.kept[i]: i for i in np.flatnonzero(missing).tolist()}
-    steps = max(wanted, default=0)
+class _Shared:
+    """Tasks that several threads share: each goes to the first that asks, until they are told to stop."""
 
-    def tensor(values: Any) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), device=plan.device).to(real)
+    def __init__(self, tasks: Iterator[_Task], stop: threading.Event) -> None:
+        self._tasks, self._stop, self._lock = tasks, stop, threading.Lock()
 
-    def noise(step: int) -> torch.Tensor | None:
+    def __iter__(self) -> _Shared:
+        return self
+
+    def __next__(self) -> _Task:
+        with self._lock:
+            if self._stop.is_set():
+                raise StopIteration
+            return next(self._tasks)
+
+
+# --------------------------------------------------------------------------------------------------- on one device
+
+
+class _Worker:
+    """Makes blocks on one device. A thread beside it looks at the states, makes fields of them and hands those on.
+
+    Parameters
+    ----------
+    plan : Plan
+        As this device sees it.
+    sink : MemorySink or ZarrSink
+    bar : Bar
+    stop : Event
+        Set when another device has failed.
+    """
+
+    def __init__(self, plan: Plan, sink: MemorySink | ZarrSink, bar: Bar, stop: threading.Event) -> None:
+        self.plan, self.sink, self.bar, self.stop = plan, sink, bar, stop
+
+    def work(self, network: Mosaic, tasks: _Shared) -> None:
+        """Make blocks until none is left."""
+        with _current(self.plan.device), Writer() as hand:
+            network = replica(network, self.plan.device)
+            for task in tasks:
+                self._block(network, task, hand)
+            hand.drain()
+
+    @torch.inference_mode()
+    def _block(self, network: Mosaic, task: _Task, hand: Writer) -> None:
+        plan = self.plan
+        # a block that broke off begins again at its start: a stored lead is rounded, not the state the network had
+        wanted = {plan.kept[i]: i for i in np.flatnonzero(task.missing).tolist()}
+        autocast = plan.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(plan.device.type, dtype=plan.dtype if autocast else None, enabled=autocast):
+            for step, state in enumerate(self._states(network, task), 1):
+                if self.stop.is_set():
+                    return
+                self.sink.check()
+                hand.put(functools.partial(self._take, task, state, step, wanted.get(step), _mark(plan.device)))
+        hand.put(self.sink.end_block)
+
+    def _states(self, network: Mosaic, task: _Task) -> Iterator[torch.Tensor]:
+        """States of a block after each step, (start, member, longitude, latitude, channel)."""
+        plan, model, times = self.plan, self.plan.model, self.plan.state.starts[task.starts]
+        numbers = range(plan.before + task.members.start + 1, plan.before + task.members.stop + 1)
         size = model.config.noise_dim
-        return tensor([member_noise(plan.seed, t, numbers, step, size) for t in times]) if size else None
 
-    def forcing(step: int) -> torch.Tensor | None:
-        if not model.schema.forcing:
-            return None
-        return tensor([plan.state.forcing(t + (step + 1) * model.step) for t in times]).unsqueeze(1)
+        def clock(step: int) -> torch.Tensor:
+            return self._tensor([clock_at(model, t, step) for t in times])
 
-    history = tensor(histories).unsqueeze(1).expand(-1, len(numbers), *histories.shape[1:])
-    autocast = plan.dtype in (torch.bfloat16, torch.float16)
-    with torch.autocast(plan.device.type, dtype=plan.dtype if autocast else None, enabled=autocast):
-        states = rollout(
-            network, history, lambda step: tensor([clock_at(model, t, step) for t in times]), noise, steps, forcing
-        )
-        for step, state in enumerate(states, 1):
-            sink.check()
-            _check_finite(plan, state, step)
-            if step in wanted:
-                sink.write(starts, members, wanted[step], _fields(plan, state))
-            bar.update(len(times) * len(numbers))
-    bar.skip((plan.steps - steps) * len(times) * len(numbers))
-    sink.end_block()
+        def noise(step: int) -> torch.Tensor | None:
+            return self._tensor([member_noise(plan.seed, t, numbers, step, size) for t in times]) if size else None
+
+        def forcing(step: int) -> torch.Tensor | None:
+            if not model.schema.forcing:
+                return None
+            return self._tensor([plan.state.forcing(t + (step + 1) * model.step) for t in times]).unsqueeze(1)
+
+        histories = task.histories
+        history = self._tensor(histories).unsqueeze(1).expand(-1, len(numbers), *histories.shape[1:])
+        states = rollout(network, history, clock, noise, _steps(plan, task.missing), forcing)
+        return _launched(states, plan, len(times) * len(numbers))
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        real = torch.float64 if self.plan.dtype == torch.float64 else torch.float32
+        tensor, device = torch.as_tensor(np.asarray(values)).to(real), self.plan.device
+        # from pinned memory: from any other, a copy would wait for everything that the GPU was given before
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    def _take(
+        self, task: _Task, state: torch.Tensor, step: int, lead: int | None, made: torch.cuda.Event | None
+    ) -> None:
+        """Look at a state and hand on its fields, while the next step is computed."""
+        with torch.inference_mode(), _beside(self.plan.device, made):
+            _check_finite(self.plan, state, step)
+            fields = None if lead is None else self.plan.fields.physical(state)
+        if fields is not None and lead is not None:
+            self.sink.write(task.starts, task.members, lead, fields)
+        self.bar.update(state.shape[0] * state.shape[1])
 
 
-def _fields(plan: Plan, state: torch.Tensor) -> Callable[[], Mapping[str, np.ndarray]]:
-    """What makes physical fields of a state, perhaps in another thread while the next step is computed."""
-    if state.device.type != "cuda":
-        return functools.partial(plan.fields.physical, state)
+@contextlib.contextmanager
+def _network(plan: Plan) -> Iterator[Mosaic]:
+    """The network on the plan's first device and in its arithmetic."""
+    network = plan.model.network.to(plan.device)
+    if plan.dtype != torch.float64:
+        yield network
+        return
+    try:
+        yield network.double()
+    finally:
+        network.float()
+
+
+def replica(network: Mosaic, device: torch.device) -> Mosaic:
+    """A network on a device: the one that was given if it is there, else one with weights and tables of its own."""
+    if next(network.parameters()).device == device:
+        return network
+    # straight to the device: copying first and moving then would take the weights' memory twice where they are
+    moved: dict[int, Any] = {id(b): b.to(device) for b in network.buffers()}
+    for p in network.parameters():
+        moved[id(p)] = torch.nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
+    return copy.deepcopy(network, moved)
+
+
+def _launched(states: Iterator[torch.Tensor], plan: Plan, rows: int) -> Iterator[torch.Tensor]:
+    """The states; where their first may compile kernels, it is made while no other device's is."""
+    key = (plan.device, plan.dtype, rows, plan.model.sha256)
+    if plan.device.type == "cuda" and key not in _LAUNCHED:
+        with _COMPILING:
+            first = next(states)
+        _LAUNCHED.add(key)
+        yield first
+    yield from states
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device of a thread, whatever device its tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """The moment in the GPU's work at which a state is made."""
+    if device.type != "cuda":
+        return None
     made = torch.cuda.Event()
     made.record()
+    return made
 
-    def bring() -> Mapping[str, np.ndarray]:
-        # beside the next step, not behind it
-        with torch.cuda.stream(_side(state.device)):
-            made.wait()
-            fields = plan.fields.physical(state)
-        return fields
 
-    return bring
+@contextlib.contextmanager
+def _beside(device: torch.device, made: torch.cuda.Event | None) -> Iterator[None]:
+    """On a GPU, work beside the next step, not behind it."""
+    if made is None:
+        yield
+        return
+    with torch.cuda.stream(_side(device)):
+        made.wait()
+        yield
 
 
 @functools.cache
@@ -132,9 +273,10 @@ def _check_finite(plan: Plan, state: torch.Tensor, step: int) -> None:
 
 
 class Bar:
-    """Progress over member-steps, shown once a second has passed."""
+    """Progress over member-steps, shown once a second has passed; several threads may tell it of theirs."""
 
     def __init__(self, plan: Plan, show: bool) -> None:
+        self._lock = threading.Lock()
         name = f"{plan.model.name}{' (UNTRAINED)' if plan.model.untrained else ''}"
         self._bar = tqdm(
             total=plan.rows * plan.steps,
@@ -147,11 +289,14 @@ class Bar:
 
     def update(self, count: int) -> None:
         """So many member-steps are done."""
-        self._bar.update(count)
+        with self._lock:
+            self._bar.update(count)
 
     def skip(self, count: int) -> None:
         """So many were done before: they say nothing of the speed."""
-        if not self._bar.disable:
+        with self._lock:
+            if self._bar.disable or not count:
+                return
             self._bar.initial += count
             self._bar.update(count)
 

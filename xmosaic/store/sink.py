@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +19,6 @@ from .encoding import layouts, round_bits, shard_leads
 from .lock import Lock
 from .place import Place, Store, unwritable
 from .writer import Writer
-
-Fields = Callable[[], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +55,19 @@ class Request:
         return sizes.get("time", 1), sizes["number"], sizes["prediction_timedelta"]
 
 
+class _Filling(threading.local):
+    """What a thread is filling: several blocks are made at the same time, each in a thread of its own."""
+
+    where: tuple[slice, slice, int] | None = None
+    fields: Mapping[str, np.ndarray] = {}
+
+
 class ZarrSink:
     """Writes a forecast to a Zarr (version 3) store while it runs.
 
     One chunk holds the full sphere of one time, member and lead; shards join the members of a block and several
-    leads, so that the number of files stays bounded. While the next steps are computed, one thread brings states into
-    physical fields and a second packs and writes them. What is complete is recorded, shard by shard, after it is on
+    leads, so that the number of files stays bounded. Threads that make blocks of their own may call `write` at the same
+    time; one more packs and writes what they have filled. What is complete is recorded, shard by shard, after it is on
     the disk (`record`).
 
     Parameters
@@ -79,9 +85,7 @@ class ZarrSink:
         self._record: record.Record | None = None
         self._group: Any = None
         self._writer: Writer | None = None
-        self._arranger: Writer | None = None
-        self._buffer: dict[str, np.ndarray] = {}
-        self._where: tuple[slice, slice, int] | None = None
+        self._filling = _Filling()
 
     # -------------------------------------------------------------------------------------------- begin and end
 
@@ -97,14 +101,13 @@ class ZarrSink:
         except BaseException:
             self._lock.release()
             raise
-        self._writer, self._arranger = Writer(self._error), Writer(self._error)
+        self._writer = Writer(self._error)
         return self
 
     def __exit__(self, *_: object) -> None:
         # what is whole is still written, whatever ended the forecast: it needn't be computed again
-        for thread in (self._arranger, self._writer):
-            if thread is not None:
-                thread.stop()
+        if self._writer is not None:
+            self._writer.stop()
         self._lock.release()
 
     def _refuse_other_files(self) -> None:
@@ -160,8 +163,7 @@ class ZarrSink:
 
     def finish(self) -> xr.Dataset:
         """Wait for the last write, say that the store is whole, and open it, lazily."""
-        assert self._writer is not None and self._arranger is not None and self._record is not None
-        self._arranger.drain()
+        assert self._writer is not None and self._record is not None
         self._writer.drain()
         with self._translated():
             if not self._record.done.all():
@@ -169,7 +171,7 @@ class ZarrSink:
             if record.STATUS in self._group.attrs:
                 record.mark(self._group, complete=True)
                 self._commit("a forecast, whole")
-            return xr.open_zarr(self._place.readable(), consolidated=False)[list(self._request.variables)]
+            return record.opened(self._place.readable())[list(self._request.variables)]
 
     # ------------------------------------------------------------------------------------- what is there already
 
@@ -200,31 +202,34 @@ class ZarrSink:
     # ---------------------------------------------------------------------------------------------------- writing
 
     def check(self) -> None:
-        """Raise what has gone wrong in the threads that arrange and write."""
-        assert self._writer is not None and self._arranger is not None
+        """Raise what has gone wrong in the thread that writes."""
+        assert self._writer is not None
         self._writer.check()
-        self._arranger.check()
 
-    def write(self, starts: slice, members: slice, lead: int, fields: Fields) -> None:
-        """Take what makes the fields of one lead, (start, member, ...); leads of a block come in order."""
-        assert self._arranger is not None
-        self._arranger.put(functools.partial(self._arrange, starts, members, lead, fields))
-
-    def _arrange(self, starts: slice, members: slice, lead: int, make: Fields) -> None:
-        fields = make()
-        first = lead - lead % self._leads
+    def write(self, starts: slice, members: slice, lead: int, fields: Mapping[str, np.ndarray]) -> None:
+        """Take the fields of one lead, (start, member, ...); leads of a block come in order, from one thread."""
+        filling, first = self._filling, lead - lead % self._leads
         count = min(self._leads, self._request.lengths[2] - first)
-        if self._where != (starts, members, first):
-            self._where = (starts, members, first)
-            self._buffer = {n: np.empty((*v.shape[:2], count, *v.shape[2:]), np.float32) for n, v in fields.items()}
+        if filling.where != (starts, members, first):
+            filling.where = (starts, members, first)
+            filling.fields = {n: np.empty((*v.shape[:2], count, *v.shape[2:]), np.float32) for n, v in fields.items()}
         for name, values in fields.items():
-            self._buffer[name][:, :, lead - first] = round_bits(values, self._request.keep_bits)
+            filling.fields[name][:, :, lead - first] = round_bits(values, self._request.keep_bits)
         if lead - first == count - 1:
             self._hand_over((starts, members, slice(first, first + count)))
 
+    @property
+    def _buffer(self) -> Mapping[str, np.ndarray]:
+        """What this thread has filled."""
+        return self._filling.fields
+
+    @_buffer.setter
+    def _buffer(self, fields: Mapping[str, np.ndarray]) -> None:
+        self._filling.fields, self._filling.where = fields, None
+
     def _hand_over(self, region: tuple[slice, slice, slice]) -> None:
         assert self._writer is not None
-        buffer, self._buffer, self._where = self._buffer, {}, None
+        buffer, self._buffer = self._buffer, {}
         self._writer.put(functools.partial(self._store, region, buffer))
 
     def _store(self, region: tuple[slice, slice, slice], fields: Mapping[str, np.ndarray]) -> None:
@@ -243,9 +248,8 @@ class ZarrSink:
     def end_block(self) -> None:
         """Commit what a block has written, for stores that know commits."""
         if self._place.shares_commits:
-            assert self._writer is not None and self._arranger is not None
-            commit = functools.partial(self._commit, "a block of a forecast")
-            self._arranger.put(functools.partial(self._writer.put, commit))
+            assert self._writer is not None
+            self._writer.put(functools.partial(self._commit, "a block of a forecast"))
 
     def _commit(self, message: str) -> None:
         self._place.sync()

@@ -15,16 +15,17 @@ class Writer:
 
     Parameters
     ----------
-    translate : callable
-        Makes the exception that the caller sees of the one that the thread met.
+    translate : callable, optional
+        Makes the exception that the caller sees of the one that the thread met; by default it is that one.
 
     Notes
     -----
     One piece is written, one waits, and the caller fills a third: memory is three times a piece, however slow the
-    store. What goes wrong in the thread is raised in the caller at its next `put`, `check` or `close`.
+    store. What goes wrong in the thread is raised in the caller at its next `put`, `check` or `drain`. Several threads
+    may hand things over.
     """
 
-    def __init__(self, translate: Callable[[BaseException], BaseException]) -> None:
+    def __init__(self, translate: Callable[[BaseException], BaseException] = lambda error: error) -> None:
         self._translate = translate
         self._pieces: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
@@ -43,7 +44,10 @@ class Writer:
     def check(self) -> None:
         """Raise what went wrong, if something has."""
         if self._error is not None:
-            raise self._translate(self._error) from self._error
+            translated = self._translate(self._error)
+            if translated is self._error:
+                raise translated
+            raise translated from self._error
 
     def put(self, piece: Callable[[], None] | None) -> None:
         """Hand over something to do; waits while one waits already."""
@@ -61,6 +65,12 @@ class Writer:
         while not done.wait(_TICK):
             self.check()
         self.check()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self, *_: Any) -> None:
         """End the thread, once what was handed over is written."""
