@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -11,15 +13,20 @@ from hypothesis import strategies as st
 from xmosaic.errors import ArgumentError
 from xmosaic.kernels import (
     add_norm,
+    add_norm_rows,
     block_means,
     combine,
     local_attention,
+    multiply_rows,
     neighbor_attention,
+    quantise_rows,
     reference,
+    require_float8,
     rotate,
     select_blocks,
     selected_attention,
     swiglu,
+    swiglu_rows,
 )
 
 few = settings(max_examples=20, deadline=None)
@@ -365,6 +372,123 @@ def test_grouped_attention_is_attention_of_each_head(size, seed, length):
 
     got = gradients(lambda *x: reference.grouped_attention(*x, 0.3), q, k, v)
     assert_same(got, gradients(plain, q, k, v))
+
+
+# ---- what needs no gradient takes less memory ----
+
+
+def test_the_way_without_gradients_computes_the_same_and_changes_no_input():
+    rng = np.random.default_rng(4)
+    joined, ab, shift = normal(rng, 2, 12, 28), normal(rng, 2, 5, 16), normal(rng, 2, 8)
+    x, angle = joined[..., 3:27].unflatten(-1, (3, 8)), normal(rng, 12, 4)
+    calls = [
+        lambda: rotate(x, angle.cos(), angle.sin(), 4)[0],
+        lambda: rotate(x.contiguous(), angle.cos(), angle.sin(), 4)[0],
+        lambda: rotate(x.contiguous().float(), angle.cos(), angle.sin(), 4)[0].double(),
+        lambda: swiglu(ab, shift),
+        lambda: swiglu(ab),
+    ]
+    kept = [t.clone() for t in (joined, ab, shift)]
+    for call in calls:
+        expected = call()
+        with torch.no_grad():
+            assert torch.equal(call(), expected)
+    assert all(torch.equal(a, b) for a, b in zip((joined, ab, shift), kept, strict=True))
+
+
+# ---- local attention as dense attention ----
+
+
+@few
+@given(st.tuples(*(st.integers(1, n) for n in (2, 3, 3, 4, 5, 4))), seeds)
+def test_blocks_as_samples_are_local_attention(size, seed):
+    batch, heads, group, blocks, length, d = size
+    q, k, v = attention_inputs((batch, heads, group, blocks, length, d), seed)[:3]
+    expected = reference.local_attention(q, k, v, length)
+    assert_same([reference.dense_blocks(q, k, v, length)], [expected])
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    assert_same([reference.dense_blocks(*turned, length)], [expected])
+
+
+def test_more_blocks_than_a_launch_takes():
+    q, k, v = (torch.randn(1, n, 40_000, 2) for n in (4, 2, 2))
+    assert_same([reference.dense_blocks(q, k, v, 2)], [reference.local_attention(q, k, v, 2)], rtol=1e-5)
+
+
+# ---- rows in 8 bits ----
+
+
+def literal_e4m3(x):
+    """Nearest of all 8-bit numbers with 4 bits of exponent, ties to even mantissas."""
+    exponent, mantissa = np.meshgrid(np.arange(16), np.arange(8), indexing="ij")
+    grid = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    grid = grid.ravel()[:-1]  # the last is NaN
+    distance = np.abs(np.abs(x)[..., None] - grid)
+    nearest = distance == distance.min(-1, keepdims=True)
+    even = nearest & (np.arange(len(grid)) % 2 == 0)
+    return np.sign(x) * grid[np.where(even.any(-1), even.argmax(-1), nearest.argmax(-1))]
+
+
+@few
+@given(seeds, st.integers(-60, 60))
+def test_rows_are_rounded_to_the_nearest_in_units_of_their_largest(seed, exponent):
+    x = (normal(np.random.default_rng(seed), 3, 16) * 2.0**exponent).float()
+    rows = quantise_rows(x, impl="reference")
+    assert (rows.values.dtype, rows.scale.dtype, rows.scale.shape) == (torch.float8_e4m3fn, torch.float32, (3, 1))
+    torch.testing.assert_close(rows.scale[:, 0], x.abs().amax(1) / 448)
+    scaled = (x * (448 / x.abs().amax(1, keepdim=True))).numpy().astype(np.float64)
+    np.testing.assert_array_equal(rows.values.double().numpy(), literal_e4m3(scaled))
+    error = (rows.values.double() * rows.scale - x.double()).abs()
+    assert (error <= x.abs() / 16 + 2.0**-10 * 1.001 * rows.scale + 1e-6 * x.abs()).all()
+
+
+@few
+@given(seeds, st.integers(1, 4))
+def test_products_of_rows_are_products_of_what_they_stand_for(seed, many):
+    rng = np.random.default_rng(seed)
+    x, w = normal(rng, 2, many, 32).float(), normal(rng, 16, 32).float()
+    a, b = quantise_rows(x, impl="reference"), quantise_rows(w, impl="reference")
+    got = multiply_rows(a, b, torch.float32, impl="reference")
+    expected = (a.values.double() * a.scale) @ (b.values.double() * b.scale).T
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    # each factor is off by 1/16 at most, so a product by 1/8 and a bit
+    assert ((got.double() - x.double() @ w.double().T).abs() <= 0.13 * (x.abs() @ w.abs().T) + 0.1).all()
+
+
+def test_rows_of_nothing_of_the_most_and_of_no_numbers():
+    x = torch.ones(5, 16)
+    x[0], x[1, 3], x[2, 0], x[3, 0] = 0, 1e30, torch.nan, torch.inf
+    weight = quantise_rows(torch.eye(16), impl="reference")
+    out = multiply_rows(quantise_rows(x, impl="reference"), weight, torch.float32, impl="reference")
+    assert (out[0] == 0).all()
+    torch.testing.assert_close(out[1, 3:5], torch.tensor([1e30, 0.0]))  # beside it, one is nothing
+    assert not torch.isfinite(out[2:4]).any()
+    torch.testing.assert_close(out[4], torch.ones(16))
+
+
+def test_fused_rows_are_those_of_the_plain_operation():
+    rng = np.random.default_rng(3)
+    x, update, ab, shift = (normal(rng, *s).float() for s in [(2, 3, 16)] * 2 + [(2, 3, 32), (2, 16)])
+    total, rows = add_norm_rows(x, update, impl="reference")
+    assert_same([total], [x + update])
+    for got, plain in ((rows, add_norm(x, update)[1]), (swiglu_rows(ab, shift, impl="reference"), swiglu(ab, shift))):
+        expected = quantise_rows(plain, impl="reference")
+        torch.testing.assert_close(got.scale, expected.scale)
+        assert torch.equal(got.values.float(), expected.values.float())
+
+
+def test_eight_bits_are_never_taken_where_they_are_not():
+    x = torch.ones(2, 16)
+    with pytest.raises(ArgumentError, match=r"float8 can't be used. Found device cpu; .*8.9 or newer. Take bfloat16"):
+        require_float8(x.device)
+    if os.environ.get("TRITON_INTERPRET", "0") == "0":
+        with pytest.raises(ArgumentError, match="float8 can't be used"):
+            quantise_rows(x)
+    with pytest.raises(ArgumentError, match="float8 has no gradient"):
+        quantise_rows(x.requires_grad_(), impl="reference")
+    rows = quantise_rows(torch.ones(2, 20), impl="reference")
+    with pytest.raises(ArgumentError, match="can't be multiplied in 8 bits"):
+        multiply_rows(rows, rows, torch.float32, impl="reference")
 
 
 # ---- what is refused ----

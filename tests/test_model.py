@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from xmosaic import healpix
 from xmosaic.errors import ArgumentError
-from xmosaic.kernels import rotate
+from xmosaic.kernels import quantise_rows, rotate
 from xmosaic.model import (
     BRANCHES,
     PUBLISHED,
@@ -648,6 +649,38 @@ def positions(nside):
         [np.concatenate([unit(2 * nside)[4 * i + c] - unit(nside)[i] for c in range(4)]) for i in range(12 * nside**2)]
     )
     return torch.from_numpy((p - p.mean(0)) / (p.std(0, ddof=1) + 1e-6))
+
+
+def test_feed_forward_in_eight_bits_is_off_by_their_rounding():
+    """Each product of e4m3 numbers is off by an eighth at most, sums by much less; the residual hides most of it."""
+    net = network(stages=(dataclasses.replace(STAGE, dim=32),), bottleneck=dataclasses.replace(LAST, dim=48))
+    net.impl = "reference"
+    history, clock, noise = torch.randn(1, 2, 2, 12, 7, 3), torch.rand(1, 2), torch.randn(1, 2, 32)
+    with torch.no_grad():
+        wide, eight, again = (net.use_float8(on)(history, clock, noise) for on in (False, True, False))
+    assert torch.equal(wide, again)
+    assert 0 < (eight - wide).norm() <= 0.05 * wide.norm()
+    layer, x = net.encoder_stages[0].blocks[0].ffn, torch.randn(2, 9, 32)
+    with torch.no_grad():
+        z = net._project_noise(noise)
+        got = layer.from_rows(quantise_rows(x, impl="reference"), z, "reference")
+        expected = layer(x, z, "reference")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.from_rows(quantise_rows(x, impl="reference"), z, "reference").dtype == torch.bfloat16
+    assert got.dtype == torch.float32
+    assert 0.005 <= (got - expected).norm() / expected.norm() <= 0.1
+
+
+def test_eight_bits_are_refused_where_they_can_not_be():
+    history, clock, noise = torch.randn(1, 1, 2, 12, 7, 3), torch.rand(1, 2), torch.randn(1, 1, 32)
+    with pytest.raises(ArgumentError, match=r"float8 can't be used in this network. Found \[24, 96\]; .* of 16"):
+        network().use_float8()
+    net = network(stages=(dataclasses.replace(STAGE, dim=32),), bottleneck=dataclasses.replace(LAST, dim=48))
+    with pytest.raises(ArgumentError, match="float8 has no gradient here"):
+        net.use_float8()(history, clock, noise)
+    if os.environ.get("TRITON_INTERPRET", "0") == "0":
+        with torch.inference_mode(), pytest.raises(ArgumentError, match="float8 can't be used. Found device cpu"):
+            net(history, clock, noise)
 
 
 def test_down_and_up_are_the_formulas():

@@ -1,12 +1,14 @@
 """The kernels on a GPU: right first, then how fast, beside what PyTorch has for the same.
 
-``python tests/benchmarks/kernels.py [check] [attention] [neighbors] [step] [training] [scaling] [tiles]``, all but the
-last two by default. Compiling takes most of the time: ``check:2/4`` does the third of four parts, so that processes
-can share it.
+``python tests/benchmarks/kernels.py NAME …``, by default check, attention, neighbors, step and training. More: tiles,
+and of kernel_parts.py variants, local, feed_forward, scaling, mesh and cpu. Compiling takes most of the time: eight
+processes share the check, and ``check:2/4`` does the third of four parts.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -105,11 +107,18 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error) if torch.isfinite(got).all() else float("nan")
 
 
-def check(part: str = "0/1") -> None:
+def check(part: str = "all") -> None:
     """Errors against float64, forward and every gradient, beside the reference's in the same precision."""
+    if part == "all":
+        # compiling takes most of the time
+        count = min(8, os.cpu_count() or 1)
+        commands = [[sys.executable, __file__, f"check:{i}/{count}"] for i in range(count)]
+        for process in [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]:
+            print(process.communicate()[0], end="", flush=True)
+        return
     index, parts = map(int, part.split("/"))
     bad = 0
-    print("case | worst error, reference's: float32 | float16 | bfloat16 | repeats bit for bit")
+    print("case | worst error, reference's: float32 | float16 | bfloat16 | repeats bit for bit", flush=True)
     for name, call, inputs in list(cases())[index::parts]:
         cells, repeats = [], True
         for dtype in DTYPES:
@@ -181,23 +190,6 @@ def flex(picked: torch.Tensor) -> Callable:
     return partial(torch.compile(flex_attention), block_mask=mask, enable_gqa=True)
 
 
-def scaling() -> None:
-    """Time against points, one sample with the heads of stage 1: ours, flex_attention and dense attention."""
-    for points in (49152, 131072, 196608, 524288, 786432, 1048576):
-        inputs, picked = stage_one(1, points)
-        ours = forward(partial(selecting, picked, 128, impl="triton"), inputs)
-        flexed = forward(flex(picked), inputs)
-        cells = [f"ours {ours:.3f} ms ({1e6 * ours / points:.2f} ns per point)", f"flex_attention {flexed:.3f} ms"]
-        if points <= 524288:
-            dense = partial(torch.nn.functional.scaled_dot_product_attention, enable_gqa=True)
-            detached = [x.detach().contiguous() for x in inputs]
-            dense_ms = do_bench(partial(dense, *detached), warmup=1, rep=1, return_mode="median")
-            cells.append(f"dense {dense_ms:.1f} ms ({dense_ms / ours:.0f} times ours)")
-        print(f"{points} points: {', '.join(cells)}", flush=True)
-        del inputs, picked
-        torch.cuda.empty_cache()
-
-
 def tiles() -> None:
     """What each choice of tiles takes, at the sizes of stage 1."""
     inputs, picked = stage_one()
@@ -254,13 +246,15 @@ def neighbors() -> None:
 
 def step() -> None:
     network = era5().requires_grad_(False).eval()
-    for impl, dtype, members in (
-        (None, torch.float16, 8),
-        (None, torch.bfloat16, 8),
-        (None, torch.float16, 24),
-        ("reference", torch.float16, 8),
+    for impl, dtype, members, eight in (
+        (None, torch.float16, 8, False),
+        (None, torch.bfloat16, 8, False),
+        (None, torch.bfloat16, 8, True),
+        (None, torch.float16, 24, False),
+        (None, torch.bfloat16, 24, True),
+        ("reference", torch.float16, 8, False),
     ):
-        network.impl = impl
+        network.use_float8(eight).impl = impl
         history = torch.randn(1, members, 2, 240, 121, 82, device=GPU)
         call = partial(network, history, torch.rand(1, 2, device=GPU), torch.randn(1, members, 32, device=GPU))
         torch.cuda.reset_peak_memory_stats()
@@ -269,13 +263,14 @@ def step() -> None:
             good = bool(torch.isfinite(call()).all())
             first = time.perf_counter() - began
             taken = [t / members for t in do_bench(call, warmup=200, rep=1500, quantiles=[0.5, 0.0, 1.0])]
+            name = "float8" if eight else str(dtype)[6:]
             print(
-                f"{impl or 'triton':9s} {str(dtype)[6:]:8s} {members:2d} members: {taken[0]:.1f} ms per member-step "
+                f"{impl or 'triton':9s} {name:8s} {members:2d} members: {taken[0]:.1f} ms per member-step "
                 f"({taken[1]:.1f} … {taken[2]:.1f}), {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, "
                 f"first call {first:.1f} s, finite {good}",
                 flush=True,
             )
-            if impl is None and members == 8 and dtype == torch.float16:
+            if impl is None and members == 8 and dtype == torch.bfloat16:
                 profile(call)
 
 
@@ -327,10 +322,13 @@ def training() -> None:
 
 
 def main() -> None:
+    import kernel_parts as more
     import triton
 
-    print(f"torch {torch.__version__}, triton {triton.__version__}, {torch.cuda.get_device_name()}")
-    known = {f.__name__: f for f in (check, attention, neighbors, step, training, scaling, tiles)}
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"torch {torch.__version__}, triton {triton.__version__}, {where}")
+    parts = {more.variants, more.local, more.feed_forward, more.scaling, more.mesh, more.cpu}
+    known = {f.__name__: f for f in (check, attention, neighbors, step, training, tiles, *parts)}
     for word in sys.argv[1:] or ["check", "attention", "neighbors", "step", "training"]:
         name, *rest = word.split(":")
         known[name](*rest)

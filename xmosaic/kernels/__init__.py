@@ -1,5 +1,6 @@
 """The network's own operations: one public function each, with a PyTorch reference that defines what is correct."""
 
+from .choice import require_float8 as require_float8
 from .ops import add_norm as add_norm
 from .ops import block_means as block_means
 from .ops import combine as combine
@@ -9,3 +10,8 @@ from .ops import rotate as rotate
 from .ops import select_blocks as select_blocks
 from .ops import selected_attention as selected_attention
 from .ops import swiglu as swiglu
+from .rows import Rows as Rows
+from .rows import add_norm_rows as add_norm_rows
+from .rows import multiply_rows as multiply_rows
+from .rows import quantise_rows as quantise_rows
+from .rows import swiglu_rows as swiglu_rows

@@ -60,6 +60,43 @@ def choose(
     return "reference"
 
 
+def choose_float8(impl: str | None, *tensors: torch.Tensor) -> str:
+    """As `choose`, for rows in 8 bits: nothing else takes their place unless "reference" asks for an emulation.
+
+    Raises
+    ------
+    ArgumentError
+        Where gradients are wanted, or the device has no products in 8 bits.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise ArgumentError(
+            explain("float8 has no gradient here", do="Train in bfloat16, or forecast inside torch.inference_mode()")
+        )
+    if impl != "reference" and not _interpreted():
+        require_float8(tensors[0].device)
+    return choose(impl or "triton", *tensors, alike=False)
+
+
+def require_float8(device: torch.device) -> None:
+    """Raise `ArgumentError` where a device has no matrix products in 8 bits.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if capability is None or capability < (8, 9) or torch.version.hip is not None:
+        got = f"device {device}" + (f" of capability {capability[0]}.{capability[1]}" if capability else "")
+        raise ArgumentError(
+            explain(
+                "float8 can't be used",
+                got=got,
+                expected="an NVIDIA GPU of compute capability 8.9 or newer",
+                do="Take bfloat16",
+            )
+        )
+
+
 def _problem(tensors: tuple[torch.Tensor, ...], alike: bool, fixed: torch.Tensor | None) -> tuple[str, str] | None:
     """What Triton can't take, and what it could."""
     missing = _missing()

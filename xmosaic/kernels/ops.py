@@ -49,25 +49,25 @@ def selected_attention(
     """
     _require_axes(query=query, key=key)
     batch, num_heads, points, d = query.shape
-    _require(
+    require(
         key.shape == value.shape,
         "key and value differ in shape",
         f"{tuple(key.shape)}, {tuple(value.shape)}",
         "equal shapes",
     )
-    _require(
+    require(
         key.shape[0] == batch and key.shape[2:] == query.shape[2:] and _divides(key.shape[1], num_heads),
         "query and key don't belong together",
         f"{tuple(query.shape)} and {tuple(key.shape)}",
         "the same batch, point and d, and num_heads a multiple of num_kv_heads",
     )
-    _require(
+    require(
         _divides(block_size, points),
         "block_size does not divide the points",
         f"{block_size}",
         f"a divisor of {points}",
     )
-    _require(
+    require(
         block_indices.ndim == 4 and block_indices.shape[:3] == (batch, key.shape[1], points // block_size),
         "block_indices has another shape",
         f"{tuple(block_indices.shape)}",
@@ -78,7 +78,8 @@ def selected_attention(
     if choose(impl, query, key, value, products=True) == "triton":
         from . import selected
 
-        return selected.selected_attention(query, key, value, block_indices, block_size, scale)
+        with torch.cuda.device_of(query):
+            return selected.selected_attention(query, key, value, block_indices, block_size, scale)
     return reference.selected_attention(query, key, value, block_indices, block_size, scale)
 
 
@@ -120,19 +121,19 @@ def select_blocks(
         For shapes that don't belong together, an unknown ``grouping`` or an unknown ``impl``.
     """
     _require_axes(query=query, key=key)
-    _require(
+    require(
         (query.shape[0], query.shape[3]) == (key.shape[0], key.shape[3]) and _divides(key.shape[1], query.shape[1]),
         "query and key don't belong together",
         f"{tuple(query.shape)} and {tuple(key.shape)}",
         "the same batch and d, and num_heads a multiple of num_kv_heads",
     )
-    _require(
+    require(
         1 <= block_count <= key.shape[2],
         "block_count can't be picked",
         f"{block_count}",
         f"1 to {key.shape[2]}",
     )
-    _require(grouping in ("group", "strided"), "grouping is unknown", repr(grouping), "'group' or 'strided'")
+    require(grouping in ("group", "strided"), "grouping is unknown", repr(grouping), "'group' or 'strided'")
     choose(impl, query, key)  # one implementation serves both: scores of block means are small
     return reference.select_blocks(query, key, block_count, grouping)
 
@@ -175,13 +176,13 @@ def neighbor_attention(
         For shapes that don't belong together or an unknown ``impl``.
     """
     _require_axes(value=value)
-    _require(
+    require(
         neighbors.ndim == 2 and direction.shape == (*neighbors.shape, 3),
         "direction and neighbors don't belong together",
         f"{tuple(direction.shape)} and {tuple(neighbors.shape)}",
         "(target, k, 3) and (target, k)",
     )
-    _require(
+    require(
         key_projection.shape == (*value.shape[:3], 3),
         "key_projection and value don't belong together",
         f"{tuple(key_projection.shape)} and {tuple(value.shape)}",
@@ -190,7 +191,8 @@ def neighbor_attention(
     if choose(impl, key_projection, value, fixed=direction) == "triton":
         from . import neighbor
 
-        return neighbor.neighbor_attention(direction, key_projection, value, neighbors, scale)
+        with torch.cuda.device_of(value):
+            return neighbor.neighbor_attention(direction, key_projection, value, neighbors, scale)
     return reference.neighbor_attention(direction, key_projection, value, neighbors, scale)
 
 
@@ -219,11 +221,15 @@ def local_attention(
     """
     _require_axes(query=query, key=key, value=value)
     points = query.shape[2]
-    _require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
-    if choose(impl, query, key, value, products=True) == "triton":
+    require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    # PyTorch's dense attention is faster one way; both ways ours repeats bit for bit
+    ours = differentiable or impl == "triton"
+    if choose(impl, query, key, value, products=True) == "triton" and ours:
         from . import selected
 
-        return selected.local_attention(query, key, value, size)
+        with torch.cuda.device_of(query):
+            return selected.local_attention(query, key, value, size)
     return reference.local_attention(query, key, value, size)
 
 
@@ -247,13 +253,14 @@ def add_norm(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = None) 
     ArgumentError
         For shapes that differ or an unknown ``impl``.
     """
-    _require(
+    require(
         x.shape == update.shape, "x and update differ in shape", f"{tuple(x.shape)}, {tuple(update.shape)}", "equal"
     )
     if choose(impl, x, update, alike=False) == "triton":
         from . import gates
 
-        return gates.add_norm(x, update)
+        with torch.cuda.device_of(x):
+            return gates.add_norm(x, update)
     return reference.add_norm(x, update)
 
 
@@ -284,17 +291,18 @@ def rotate(
     """
     _require_axes(x=x)
     points, d = x.shape[1], x.shape[3]
-    _require(
+    require(
         cos.shape == sin.shape == (points, d // 2) and d % 2 == 0,
         "angles don't belong to x",
         f"{tuple(cos.shape)}, {tuple(sin.shape)} and {tuple(x.shape)}",
         "(point, d / 2) and (batch, point, num_heads, d)",
     )
-    _require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
+    require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
     if choose(impl, x) == "triton":
         from . import rotary
 
-        return rotary.rotate(x, cos, sin, size)
+        with torch.cuda.device_of(x):
+            return rotary.rotate(x, cos, sin, size)
     return reference.rotate(x, cos, sin, size)
 
 
@@ -319,11 +327,12 @@ def block_means(x: torch.Tensor, size: int, *, impl: str | None = None) -> torch
         For a size that doesn't divide the points or an unknown ``impl``.
     """
     _require_axes(x=x)
-    _require(_divides(size, x.shape[1]), "size does not divide the points", f"{size}", f"a divisor of {x.shape[1]}")
+    require(_divides(size, x.shape[1]), "size does not divide the points", f"{size}", f"a divisor of {x.shape[1]}")
     if choose(impl, x) == "triton":
         from . import rotary
 
-        return rotary.block_means(x, size)
+        with torch.cuda.device_of(x):
+            return rotary.block_means(x, size)
     return reference.block_means(x, size)
 
 
@@ -357,7 +366,7 @@ def combine(
     """
     _require_axes(logits=logits, local=local, compressed=compressed)
     batch, points, heads, d = local.shape
-    _require(
+    require(
         selected.shape == local.shape
         and logits.shape == (batch, points, heads, 3)
         and (compressed.shape[0], *compressed.shape[2:]) == (batch, heads, d)
@@ -369,7 +378,8 @@ def combine(
     if choose(impl, logits, local, compressed, selected) == "triton":
         from . import gates
 
-        return gates.combine(logits, local, compressed, selected)
+        with torch.cuda.device_of(logits):
+            return gates.combine(logits, local, compressed, selected)
     return reference.combine(logits, local, compressed, selected)
 
 
@@ -393,29 +403,36 @@ def swiglu(ab: torch.Tensor, shift: torch.Tensor | None = None, *, impl: str | N
     ArgumentError
         For shapes that don't belong together or an unknown ``impl``.
     """
-    _require(ab.ndim == 3 and ab.shape[2] % 2 == 0, "ab has another shape", f"{tuple(ab.shape)}", "(…, …, 2·hidden)")
+    check_gate(ab, shift)
+    if choose(impl, ab, *(() if shift is None else (shift,))) == "triton":
+        from . import gates
+
+        with torch.cuda.device_of(ab):
+            return gates.swiglu(ab, shift)
+    return reference.swiglu(ab, shift)
+
+
+def check_gate(ab: torch.Tensor, shift: torch.Tensor | None) -> None:
+    """Raise `ArgumentError` where a gate's shapes don't belong together."""
+    require(ab.ndim == 3 and ab.shape[2] % 2 == 0, "ab has another shape", f"{tuple(ab.shape)}", "(…, …, 2·hidden)")
     expected = (ab.shape[0], ab.shape[2] // 2)
-    _require(
+    require(
         shift is None or shift.shape == expected,
         "shift has another shape",
         f"{None if shift is None else tuple(shift.shape)}",
         f"{expected}",
     )
-    if choose(impl, ab, *(() if shift is None else (shift,))) == "triton":
-        from . import gates
-
-        return gates.swiglu(ab, shift)
-    return reference.swiglu(ab, shift)
 
 
-def _require(condition: bool, what: str, got: str, expected: str) -> None:
+def require(condition: bool, what: str, got: str, expected: str) -> None:
+    """Raise `ArgumentError` unless a condition holds."""
     if not condition:
         raise ArgumentError(explain(what, got=got, expected=expected))
 
 
 def _require_axes(**tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
-        _require(tensor.ndim == 4, f"{name} has another number of axes", str(tuple(tensor.shape)), "four axes")
+        require(tensor.ndim == 4, f"{name} has another number of axes", str(tuple(tensor.shape)), "four axes")
 
 
 def _divides(divisor: int, number: int) -> bool:
@@ -424,7 +441,7 @@ def _divides(divisor: int, number: int) -> bool:
 
 def _check_blocks(indices: torch.Tensor, blocks: int) -> None:
     whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool)
-    _require(
+    require(
         whole and indices.shape[-1] >= 1,
         "block_indices can't be used",
         f"{indices.dtype}, {indices.shape[-1]} blocks each",
@@ -433,4 +450,4 @@ def _check_blocks(indices: torch.Tensor, blocks: int) -> None:
     # on other devices looking at the values would wait for them
     if indices.device.type == "cpu" and indices.numel():
         low, high = int(indices.min()), int(indices.max())
-        _require(low >= 0 and high < blocks, "block_indices points outside", f"{low} to {high}", f"0 to {blocks - 1}")
+        require(low >= 0 and high < blocks, "block_indices points outside", f"{low} to {high}", f"0 to {blocks - 1}")

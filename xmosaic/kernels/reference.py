@@ -10,6 +10,9 @@ import torch.nn.functional as F
 # Gathered keys and values of one slice of query blocks stay below this many elements (256 MB in float32).
 _GATHER_ELEMENTS = 32 * 1024 * 1024
 
+FLOAT8_MAX = 448.0
+"""The largest number of e4m3."""
+
 
 def grouped_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Full attention of (..., kv_head, group, query, d) over (..., kv_head, key, d)."""
@@ -47,10 +50,23 @@ def selected_attention(
 
 
 def local_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: int) -> torch.Tensor:
+    if query.device.type == "cuda" and query.element_size() == 2:
+        return dense_blocks(query, key, value, size)
     key, value = (x.unflatten(2, (-1, size)) for x in (key, value))
     query = query.unflatten(2, (-1, size)).unflatten(1, (key.shape[1], -1)).transpose(2, 3)
     out = grouped_attention(query, key, value, query.shape[-1] ** -0.5)
     return out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def dense_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, size: int) -> torch.Tensor:
+    """Local attention as dense attention with the blocks as samples; nothing is copied if points stand before heads."""
+    batch, heads = query.shape[:2]
+    blocks = [x.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    # a launch takes no more samples times heads than that
+    parts = zip(*(x.split(max(1, 65535 // heads)) for x in blocks), strict=True)
+    outs = [F.scaled_dot_product_attention(q, k, v, enable_gqa=True) for q, k, v in parts]
+    out = torch.cat(outs) if len(outs) > 1 else outs[0]
+    return out.transpose(1, 2).unflatten(0, (batch, -1)).flatten(1, 2).transpose(1, 2)
 
 
 def _gather_blocks(blocks: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -104,11 +120,39 @@ def add_norm(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch
     return total, F.rms_norm(total, total.shape[-1:])
 
 
+def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = x.float()
+    # the floor keeps rows of zeros from dividing by zero
+    peak = wide.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    return (wide * (FLOAT8_MAX / peak)).to(torch.float8_e4m3fn), peak / FLOAT8_MAX
+
+
+def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    total = x + update
+    # rounded once, from float32
+    return total, quantise_rows(F.rms_norm(total.float(), total.shape[-1:]))
+
+
+def swiglu_rows(ab: torch.Tensor, shift: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return quantise_rows(swiglu(ab.float(), None if shift is None else shift.float()))
+
+
+def multiply_rows(
+    values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
+    with torch.autocast(values.device.type, enabled=False):
+        return F.linear(values.float(), weight.float()) * scale * weight_scale.squeeze(-1)
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = (angle.to(first.dtype).unsqueeze(1) for angle in (cos, sin))
-    pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    rotated = pairs.flatten(-2).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    # pairs are complex numbers, turned in one pass
+    turn = torch.complex(cos.to(wide.dtype), sin.to(wide.dtype)).unsqueeze(1)
+    dense = wide.contiguous()
+    pairs = torch.view_as_complex(dense.unflatten(-1, (-1, 2)))
+    ours = dense is not x and not torch.is_grad_enabled()
+    pairs = pairs.mul_(turn) if ours else pairs * turn
+    rotated = torch.view_as_real(pairs).flatten(-2).to(x.dtype)
     return rotated, block_means(rotated, size)
 
 
@@ -125,13 +169,18 @@ def combine(
 
 def gated_sum(logits: torch.Tensor, branches: Sequence[torch.Tensor]) -> torch.Tensor:
     """Sum of any number of (batch, point, head, d) branches with the softmax of the logits as weights."""
-    gate = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(branches[0].dtype)
-    total = branches[0] * gate[..., 0, None]
-    for i, branch in enumerate(branches[1:], 1):
-        total = total + branch * gate[..., i, None]
+    # few branches, many points: a softmax over the first axis runs over points side by side
+    wide = logits.movedim(-1, 0).to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
+    gates = wide.softmax(0).to(branches[0].dtype).unsqueeze(-1)
+    total = branches[0] * gates[0]
+    for branch, gate in zip(branches[1:], gates[1:], strict=True):
+        total = torch.addcmul(total, branch, gate)
     return total
 
 
 def swiglu(ab: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
     a, b = ab.chunk(2, dim=-1)
-    return F.silu(a if shift is None else a + shift.unsqueeze(1)) * b
+    if torch.is_grad_enabled():
+        return F.silu(a if shift is None else a + shift.unsqueeze(1)) * b
+    # without a gradient one fresh tensor is enough: on a CPU, asking for memory takes as long as filling it
+    return (F.silu(a) if shift is None else F.silu(a + shift.unsqueeze(1), inplace=True)).mul_(b)

@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit
-def _keys_of(idx_ptr, i, keys, count, SIZE: tl.constexpr, N: tl.constexpr):
-    """Points of the i-th `N` keys of a list of picked blocks, and which of them exist."""
-    if SIZE % N == 0:
+def _keys_of(idx_ptr, i, keys, count, SIZE: tl.constexpr, N: tl.constexpr, TMA: tl.constexpr):
+    """Points of the i-th `N` keys of a list of picked blocks, or the first with `TMA`, and which of them exist."""
+    if TMA:
+        return tl.load(idx_ptr + i // (SIZE // N)) * SIZE + (i % (SIZE // N)) * N, keys >= 0
+    elif SIZE % N == 0:
         block = tl.load(idx_ptr + i // (SIZE // N))
         return block.to(tl.int64) * SIZE + (i % (SIZE // N)) * N + keys, keys >= 0
     else:
@@ -37,6 +40,130 @@ def _load(pointers, rows, cols, WHOLE: tl.constexpr):
         return tl.load(pointers)
     else:
         return tl.load(pointers, mask=rows[:, None] & cols[None, :], other=0.0)
+
+
+@triton.jit
+def _tile(
+    x_ptr, x_p, batch, head, key, exists, cols, D: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr
+):
+    """Keys or values of `N` points, or, with `TMA`, of those from `key` on, fetched as one tile."""
+    if TMA:
+        return tl.reshape(x_ptr.load([batch, head, key, 0]), (N, D))
+    else:
+        return _load(x_ptr + (key * x_p)[:, None] + cols[None, :], exists, cols < D, WHOLE)
+
+
+@triton.jit
+def _exp2_by_products(x):
+    """2**x on the multipliers, not the few units for exponentials: x = n + f, cubic in f, n added to the exponent.
+
+    Relative error 7.5e-5, a quarter of float16's rounding. For x from -126 to 127; outside it keeps to the ends, and
+    NaN becomes more than 1e38.
+    """
+    x = tl.minimum(tl.maximum(x, -126.0, propagate_nan=tl.PropagateNan.ALL), 127.0, propagate_nan=tl.PropagateNan.ALL)
+    shifted = x + 12582912.0  # 1.5 * 2**23: the last bits of the sum are the nearest whole number
+    f = x - (shifted - 12582912.0)
+    y = ((0.0551714189350605 * f + 0.24261116981506348) * f + 0.6932610273361206) * f + 0.9999280571937561
+    return (y.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _halves(x):
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _whole(a, b):
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (a.shape[0], 2 * a.shape[1]))
+
+
+@triton.jit
+def _exp2(x, NTH: tl.constexpr):
+    """2**x, one of `NTH` columns by products; none for 0."""
+    if NTH == 0:
+        return tl.exp2(x)
+    elif NTH == 1:
+        return _exp2_by_products(x)
+    else:
+        a, b = _halves(x)
+        return _whole(tl.exp2(a), _exp2(b, NTH // 2))
+
+
+@triton.jit
+def _sweep(
+    q,
+    k_ptr,
+    v_ptr,
+    idx_ptr,
+    k_p,
+    v_p,
+    count,
+    scale_log2,
+    batch,
+    head,
+    SIZE: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NTH: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAZY: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Weighted sum of values, sum of weights, and the logit at which a weight is 1, of each row.
+
+    With `FIRST` that is the greatest logit of the first keys, which the rest may pass. With `LAZY` it follows the
+    greatest only in steps of 8 and more.
+    """
+    WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
+    cols = tl.arange(0, WIDTH)
+    keys = tl.arange(0, N)
+    acc = tl.zeros((M, WIDTH), tl.float32)
+    if FIRST:
+        key, exists = _keys_of(idx_ptr, 0, keys, count, SIZE, N, TMA)
+        k = _tile(k_ptr, k_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if SIZE % N != 0:
+            s = tl.where(exists[None, :], s, float("-inf"))
+        # float16 ends at 2**16: begin lower
+        peak = tl.max(s, 1) * scale_log2 + (6.0 if q.dtype == tl.float16 else 0.0)
+        total = tl.zeros((M, 8), tl.float32)
+    else:
+        peak = tl.full((M,), float("-inf"), tl.float32)
+        total = tl.zeros((M,), tl.float32)
+    for i in tl.range(0, tl.cdiv(count * SIZE, N)):
+        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N, TMA)
+        k = _tile(k_ptr, k_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if SIZE % N != 0:
+            s = tl.where(exists[None, :], s, float("-inf"))
+        if FIRST:
+            p = _exp2(s * scale_log2 - peak[:, None], NTH)
+            total += tl.sum(tl.reshape(p, (M, N // 8, 8)), 1)
+        else:
+            higher = tl.maximum(peak, tl.max(s, 1) * scale_log2)
+            if LAZY:
+                if tl.max(higher - peak, 0) > 8.0:
+                    fade = tl.exp2(peak - higher)
+                    acc *= fade[:, None]
+                    total *= fade
+                    peak = higher
+                p = _exp2(s * scale_log2 - peak[:, None], NTH)
+                total += tl.sum(p, 1)
+            else:
+                p = _exp2(s * scale_log2 - higher[:, None], NTH)
+                fade = tl.exp2(peak - higher)
+                total = total * fade + tl.sum(p, 1)
+                acc *= fade[:, None]
+                peak = higher
+        v = _tile(v_ptr, v_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    if FIRST:
+        return acc, tl.sum(total, 1), peak
+    else:
+        return acc, total, peak
 
 
 @triton.jit
@@ -72,41 +199,43 @@ def _forward(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
+    NTH: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAZY: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
-    WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
     block, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) % TILES * M + tl.arange(0, M)
     has_row = row < GROUP * SIZE
     query_head = (head * GROUP + row // SIZE).to(tl.int64)
     point = block.to(tl.int64) * SIZE + row % SIZE
-    cols, keys = tl.arange(0, WIDTH), tl.arange(0, N)
+    cols = tl.arange(0, WIDTH)
     has_col = cols < D
     q_tile = q_ptr + batch * q_b + (query_head * q_h + point * q_p)[:, None] + cols[None, :]
     q = _load(q_tile, has_row, has_col, WHOLE_M)
-    k_ptr += batch * k_b + head * k_h
-    v_ptr += batch * v_b + head * v_h
+    sample = batch.to(tl.int32)
+    if not TMA:
+        k_ptr += batch * k_b + head * k_h
+        v_ptr += batch * v_b + head * v_h
     idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
-    acc = tl.zeros((M, WIDTH), tl.float32)
-    total = tl.zeros((M,), tl.float32)
-    peak = tl.full((M,), float("-inf"), tl.float32)
-    for i in tl.range(0, tl.cdiv(count * SIZE, N)):
-        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N)
-        k = _load(k_ptr + (key * k_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
-        s = tl.dot(q, k.T, input_precision=PRECISION)
-        if SIZE % N != 0:
-            s = tl.where(exists[None, :], s, float("-inf"))
-        higher = tl.maximum(peak, tl.max(s, 1) * scale_log2)
-        p = tl.exp2(s * scale_log2 - higher[:, None])
-        fade = tl.exp2(peak - higher)
-        total = total * fade + tl.sum(p, 1)
-        v = _load(v_ptr + (key * v_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
-        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
-        peak = higher
-    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    # fmt: off
+    acc, total, peak = _sweep(
+        q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
+        SIZE, D, M, N, WIDTH, PRECISION, NTH, FIRST, LAZY, TMA,
+    )
+    if FIRST or NTH > 0:  # noqa: SIM102
+        # more than the operands or the products can hold, or NaN: once again, the long way
+        if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
+            acc, total, peak = _sweep(
+                q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
+                SIZE, D, M, N, WIDTH, PRECISION, 0, False, False, TMA,
+            )
+    # fmt: on
+    out = acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None]
     out_tile = out_ptr + batch * out_b + (query_head * out_h + point * out_p)[:, None] + cols[None, :]
-    tl.store(out_tile, out, mask=has_row[:, None] & has_col[None, :])
+    tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
     scalars = (batch * kv_heads * GROUP + query_head) * points + point
     if EXACT:
         tl.store(lse_ptr + scalars, peak, mask=has_row)
@@ -158,6 +287,7 @@ def _backward_query(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
+    NTH: tl.constexpr,
 ):
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
@@ -185,10 +315,10 @@ def _backward_query(
     idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
     acc = tl.zeros((M, WIDTH), tl.float32)
     for i in tl.range(0, tl.cdiv(count * SIZE, N)):
-        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N)
+        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N, False)
         k = _load(k_ptr + (key * k_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
         v = _load(v_ptr + (key * v_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
-        p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 - lse[:, None])
+        p = _exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 - lse[:, None], NTH)
         if EXACT:
             p *= share[:, None]
         ds = p * (tl.dot(grad, v.T, input_precision=PRECISION) - delta[:, None])
@@ -243,6 +373,7 @@ def _backward_key(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
+    NTH: tl.constexpr,
 ):
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     PARTS: tl.constexpr = (SIZE + N - 1) // N
@@ -281,7 +412,7 @@ def _backward_key(
         lse = tl.load(lse_ptr + member * points + point, mask=has_row, other=0.0)
         delta = tl.load(delta_ptr + member * points + point, mask=has_row, other=0.0)
         # transposed, so that both accumulators take their left operand from registers
-        p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale_log2 - lse[None, :])
+        p = _exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale_log2 - lse[None, :], NTH)
         if EXACT:
             p /= tl.load(total_ptr + member * points + point, mask=has_row, other=1.0)[None, :]
         dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
@@ -295,12 +426,17 @@ def _backward_key(
 
 
 class _Tiles(NamedTuple):
-    """Rows and keys of a program, its warps, and the depth of its pipeline."""
+    """Rows and keys of a program, its warps, and the depth of its pipeline; then how weights are made, see `_sweep`."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    nth: int = 0
+    first: bool = False
+    lazy: bool = False
+    registers: int | None = None
+    tma: bool = False
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
@@ -337,15 +473,24 @@ def _constants(kind: str, q: torch.Tensor, k: torch.Tensor, size: int) -> tuple[
         "PRECISION": "tf32" if tf32 else "ieee",
         # The logarithm of a large sum has too few digits after the point for float32's own precision.
         "EXACT": q.dtype == torch.float32,
+        "NTH": tiles.nth,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
-    }
+        "maxnreg": tiles.registers,
+    } | ({"FIRST": tiles.first, "LAZY": tiles.lazy, "TMA": tiles.tma} if kind == "forward" else {})
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
     """Empty, points before heads in memory: what the layers around want."""
     batch, heads, points, d = x.shape
     return x.new_empty(batch, points, heads, d).transpose(1, 2)
+
+
+def _describable(x: torch.Tensor) -> bool:
+    """Whether the hardware can fetch tiles by itself: 16 bytes at a time."""
+    bytes_ = x.element_size()
+    whole = x.shape[3] >= 16 and x.shape[3] & (x.shape[3] - 1) == 0
+    return whole and x.data_ptr() % 16 == 0 and all(n * bytes_ % 16 == 0 for n in x.stride()[:3])
 
 
 def _row_sums(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -364,6 +509,9 @@ def _attend(
     grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
     strides = [n for x in (q, k, v, out) for n in x.stride()[:3]]
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
+    constants["TMA"] &= size % tiles.keys == 0 and all(map(_describable, (k, v)))
+    if constants["TMA"]:
+        k, v = (TensorDescriptor.from_tensor(x, [1, 1, tiles.keys, x.shape[3]]) for x in (k, v))
     _forward[grid](q, k, v, picked, out, lse, total, *strides, *shape, **constants)
     return out, lse, total
 
