@@ -220,6 +220,22 @@ def test_errors_go_to_standard_error_in_words(files, capsys):
         assert "Traceback" not in captured.err
 
 
+def test_explore_command_writes_the_page_of_the_method(files, capsys):
+    DS.mosaic.forecast("2D", 3, model=MODEL, time="2020-02-29", progress=False).to_netcdf(files / "fc.nc")
+    page = files / "page.html"
+    arguments = ["--variables", "msl", "--members", "2", "--leads", "1D", "--quiet"]
+    command = ["explore", str(files / "fc.nc"), "--truth", str(files / "in.zarr"), "--html", str(page), *arguments]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("0.1 MB written to ")
+    options = {"variables": "msl", "members": 2, "leads": "1D", "progress": False}
+    truth = xr.open_zarr(files / "in.zarr", consolidated=False)
+    stored = xr.open_dataset(files / "fc.nc")
+    assert page.read_text(encoding="utf-8") == stored.mosaic.explore(truth, **options).html
+    assert stored["geopotential"].mosaic.explore(members=1, progress=False).nbytes < 200_000
+    assert main([*command, "--max-bytes", "1e4"]) == 1
+    assert "too large" in capsys.readouterr().err
+
+
 def test_demo_writes_a_store_and_a_picture_and_verifies(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "new"), "--members", "2", "--lead", "3D", "--quiet"]) == 0
     fc = xr.open_zarr(tmp_path / "new" / "forecast.zarr", consolidated=False)

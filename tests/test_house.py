@@ -27,7 +27,7 @@ ORDER = [
     *("grid", "overlap", "healpix"),
     *("kernels", "model", "checkpoint"),
     *("state", "data", "store", "steps", "choices", "plan", "run", "lazy", "overview", "forecast"),
-    *("diagnostics", "tracks", "plot", "evaluation", "report", "training"),
+    *("diagnostics", "tracks", "plot", "explore", "evaluation", "report", "training"),
     *("accessor", "cli", "__init__", "__main__"),
 ]
 EAGER = (

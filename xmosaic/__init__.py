@@ -20,6 +20,7 @@ from .options import set_options as set_options
 
 if TYPE_CHECKING:
     from . import diagnostics as diagnostics
+    from . import explore as explore
     from . import plot as plot
     from . import tracks as tracks
     from .checkpoint import LicenseNotice as LicenseNotice
@@ -72,7 +73,13 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 # Public modules, and where they are.
-_ROOMS = {"diagnostics": "diagnostics", "plot": "plot", "tracks": "tracks", "recipes": "training.recipes"}
+_ROOMS = {
+    "diagnostics": "diagnostics",
+    "explore": "explore",
+    "plot": "plot",
+    "tracks": "tracks",
+    "recipes": "training.recipes",
+}
 
 
 def __getattr__(name: str) -> Any:

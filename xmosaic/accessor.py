@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .checkpoint import Model
+    from .explore import Explorer
     from .healpix import Method
     from .state import Report
     from .store import Store
@@ -101,6 +102,18 @@ class _Regridding:
         from .dialects import to_dialect
 
         return to_dialect(self._obj, dialect)
+
+
+class _Pages:
+    """The interactive page, which Dataset and DataArray share."""
+
+    _obj: Any
+
+    def explore(self, truth: Any = None, **options: Any) -> Explorer:
+        """One HTML page with a globe to turn, members, leads, spectra and scores; see `xmosaic.explore.explore`."""
+        from .explore import explore
+
+        return explore(self._obj, truth, **options)
 
 
 class _Diagnostics:
@@ -235,7 +248,7 @@ class _Diagnostics:
 
 
 @xr.register_dataset_accessor("mosaic")
-class DatasetAccessor(_Regridding, _Diagnostics):
+class DatasetAccessor(_Regridding, _Pages, _Diagnostics):
     """Forecasts of a Dataset, and diagnostics of a forecast."""
 
     def __init__(self, obj: xr.Dataset) -> None:
@@ -340,7 +353,7 @@ class DatasetAccessor(_Regridding, _Diagnostics):
 
 
 @xr.register_dataarray_accessor("mosaic")
-class DataArrayAccessor(_Regridding, _Diagnostics):
+class DataArrayAccessor(_Regridding, _Pages, _Diagnostics):
     """Regridding and diagnostics of a DataArray."""
 
     def __init__(self, obj: xr.DataArray) -> None:

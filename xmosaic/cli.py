@@ -1,4 +1,4 @@
-"""Command line: ``xmosaic forecast | check | evaluate | train | convert | demo``."""
+"""Command line: ``xmosaic forecast | check | evaluate | explore | train | convert | demo``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import xarray as xr
 
 from . import __version__
 from .errors import ArgumentError, DatasetError, MosaicError, StoreError, explain
+from .explore.command import add_arguments, options_of
 
 if TYPE_CHECKING:
     from .training import TrainConfig
@@ -87,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-spectra", action="store_true", help="leave the spectra out")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("explore", help="make one HTML page of a forecast: a globe to turn, offline")
+    add_arguments(command)
+    command.set_defaults(run=_explore)
 
     command = commands.add_parser("train", help="train a model on analyses; torchrun … -m xmosaic train for many GPUs")
     command.add_argument("data", nargs="+", help="Zarr stores or netCDF files with analyses, also gs://, put together")
@@ -230,6 +235,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     write_report(result, folder / "report.html")
     print(to_markdown(result))
     print(f"written to {folder}: scores.nc, scores.md, report.html")
+    return 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from .explore import explore
+
+    truth = None if options.truth is None else _open(options.truth)
+    page = explore(_open(options.forecast), truth, **options_of(options))
+    print(f"{page.nbytes / 1e6:.1f} MB written to {page.save(options.html)}")
     return 0
 
 
