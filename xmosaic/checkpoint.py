@@ -362,7 +362,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     try:
         header = json.loads(metadata["xmosaic"])
         version, digest = header.get("format_version"), header.get("digest")
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION or isinstance(version, bool):
             what = f"{path} has another version of the format"
             raise CheckpointError(explain(what, got=repr(version), expected=repr(FORMAT_VERSION)))
         description = header["model"]
@@ -407,6 +407,9 @@ def read_model(path: str | os.PathLike[str]) -> Model:
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # to open a pipe waits for ever, and a device may have no end
+        what, got = f"{path} is no readable safetensors file", "a folder, a pipe or a device"
+        raise CheckpointError(explain(what, got=got, expected="a file"))
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -491,7 +494,7 @@ def _check_names(found: Iterable[str], expected: Iterable[str], path: Path) -> N
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         parts = [
-            f"{len(names)} {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+            f"{len(names)} {kind} ({', '.join(n[:80] for n in names[:4])}{', …' if len(names) > 4 else ''})"
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
@@ -831,8 +834,12 @@ def _download(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        found = huggingface_hub.hf_hub_download(REPOSITORY, name, revision=revision, local_files_only=offline())
-        return Path(found)
+        if offline():  # the client's own download asks the network who is calling, whatever it is told
+            held = huggingface_hub.try_to_load_from_cache(REPOSITORY, name, revision=revision)
+            if not isinstance(held, str):
+                raise FileNotFoundError("XMOSAIC_OFFLINE=1 forbids the network")
+            return Path(held)
+        return Path(huggingface_hub.hf_hub_download(REPOSITORY, name, revision=revision))
     except Exception as error:  # the client's transport changes between its versions, and so do its exceptions
         raise CheckpointError(
             explain(

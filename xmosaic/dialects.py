@@ -219,7 +219,7 @@ def axis_kind(name: Hashable, variable: xr.Variable | None) -> str:
     """What a dimension or coordinate is, by its metadata."""
     attrs = {} if variable is None else variable.attrs
     standard = str(attrs.get("standard_name", "")).lower()
-    units = str(attrs.get("units", "")).lower()
+    units = str(attrs.get("units", ""))  # as it is spelled: to pint kPa is a pressure and kpa nothing
     if standard.startswith(("atmosphere_", "ocean_")):
         return "model level"
     kind = _KIND_OF_STANDARD_NAME.get(standard) or _KIND_OF_NAME.get(str(name).lower())
@@ -227,8 +227,8 @@ def axis_kind(name: Hashable, variable: xr.Variable | None) -> str:
         return _level_kind(units)
     if kind is not None or variable is None:
         return kind or "other"
-    if units in ("degrees_north", "degree_north", "degrees_east", "degree_east"):
-        return "latitude" if units.endswith("north") else "longitude"
+    if units.lower() in ("degrees_north", "degree_north", "degrees_east", "degree_east"):
+        return "latitude" if units.lower().endswith("north") else "longitude"
     if str(attrs.get("axis", "")).upper() == "Z":
         return _level_kind(units) if units else "model level"
     by_dtype = {"M": "time", "m": "lead"}
@@ -310,7 +310,7 @@ class _Reader:
     def read_source(
         self, name: Hashable, how: str, known: Variable, channels: Sequence[Channel], vertical: bool
     ) -> None:
-        usable = self.check_dtype(name) and self.check_meaning(name, known)
+        usable = self.check_dtype(name, known) and self.check_meaning(name, known)
         units = self.read_units(name, known, channels[0].units)
         dims, squeezed = self.read_dims(name, channels[0].role, vertical)
         indices = self.read_levels(name, channels, dims) if vertical else dict.fromkeys(channels)
@@ -457,9 +457,10 @@ class _Reader:
 
     # what its values are
 
-    def check_dtype(self, name: Hashable) -> bool:
+    def check_dtype(self, name: Hashable, known: Variable) -> bool:
         variable = self.ds.variables[name]
-        if _dtype_kind(variable) not in "iufb":
+        # a mask is a fraction of land, and no temperature
+        if _dtype_kind(variable) not in ("iufb" if canonical(known.units) == "1" else "iuf"):
             fix = f"Convert it: ds[{name!r}].astype('float32')"
             self.problem(name, f"{name!r} holds no numbers", got=f"dtype {variable.dtype}", expected="floats", fix=fix)
             return False
@@ -467,6 +468,8 @@ class _Reader:
             fix = "Decode it: ds = xr.decode_cf(ds)"
             self.problem(name, f"{name!r} is still packed", got="scale_factor or add_offset in its attributes", fix=fix)
             return False
+        if fills := _fill_values(variable):
+            self.note(f"{name!r} still names its fill value: {listed(fills)} counts as missing")
         return True
 
     def check_meaning(self, name: Hashable, known: Variable) -> bool:
@@ -759,6 +762,13 @@ class _Reader:
         return dates + pd.Timedelta(lead)
 
     def check_dates(self, name: Hashable, dates: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        try:
+            dates.as_unit("ns")
+        except pd.errors.OutOfBoundsDatetime:
+            span, fix = f"{dates.min()} … {dates.max()}", "Give the times other years, which the clock doesn't see"
+            what = f"Coordinate {name!r} has dates that can't be counted in nanoseconds"
+            self.problem(name, what, got=span, expected="1677-09-22 … 2262-04-11", fix=fix)
+            return pd.DatetimeIndex([])
         if dates.hasnans:
             fix = f"Drop them: ds.sel({name}=ds[{name!r}].notnull())"
             self.problem(name, f"Coordinate {name!r} has dates that are missing (NaT)", fix=fix)
@@ -883,6 +893,7 @@ def _field(ds: xr.Dataset, found: Recognition, sources: Sequence[Source], keep_l
     if "level" in source.dims:
         places = [s.level_index for s in sources if s.level_index is not None]
         da = da.isel({source.dims["level"]: _run(places) if keep_level else places[0]})
+    da = without_fill_values(da)
     theirs = {dim: ours for ours, dim in source.dims.items() if dim in da.dims}
     da = da.rename({dim: ours for dim, ours in theirs.items() if dim != ours})
     if keep_level and source.channel.level is not None and "level" not in da.dims:
@@ -895,6 +906,22 @@ def _field(ds: xr.Dataset, found: Recognition, sources: Sequence[Source], keep_l
     if grid in ds.coords or grid in ds.data_vars:
         da.attrs["grid_mapping"] = grid
     return da.transpose(*[dim for dim in _KEPT if dim in da.dims]).assign_coords(_coordinates(ds, found, source, da))
+
+
+def without_fill_values(da: xr.DataArray) -> xr.DataArray:
+    """NaN in place of what an array's own attributes say is missing; lazily."""
+    for fill in _fill_values(da.variable):
+        da = da.where(da != fill)
+    return da
+
+
+def _fill_values(variable: xr.Variable) -> list[Any]:
+    """What stands for missing where nothing has decoded it, as numbers of the variable's own type."""
+    if _dtype_kind(variable) not in "iuf":
+        return []
+    given = [v for key in ("_FillValue", "missing_value") for v in np.ravel(variable.attrs.get(key, []))]
+    known = [np.asarray(v).astype(variable.dtype) for v in given if np.asarray(v).dtype.kind in "iuf" and v == v]
+    return list(dict.fromkeys(v.item() for v in known))
 
 
 def _run(places: list[int]) -> list[int] | slice:

@@ -182,8 +182,9 @@ class LatLonGrid:
 
     def coordinates(self) -> dict[str, xr.Variable]:
         """The two coordinate variables with their CF attributes, by name."""
+        # xarray gives floats a fill value in netCDF, which CF forbids to coordinates
         return {
-            name: xr.Variable((name,), np.array(values), dict(_ATTRIBUTES[axis]))
+            name: xr.Variable((name,), np.array(values), dict(_ATTRIBUTES[axis]), {"_FillValue": None})
             for axis, name, values in (
                 ("latitude", self.latitude_name, self.latitude),
                 ("longitude", self.longitude_name, self.longitude),
@@ -402,7 +403,10 @@ def _check_latitudes(rows: np.ndarray) -> None:
         got = _some(rows[1:][steps == 0])
         raise ArgumentError(explain("A latitude appears more than once", got=got, expected="each latitude once"))
     to_pole = np.array([rows[0] + 90.0, 90.0 - rows[-1]])
-    if (to_pole > _LARGEST_GAP * steps[[0, -1]] + 1e-9).any() or steps.max() > 4 * steps.min():
+    # a row is missing where a step is far wider than those beside it
+    beside = np.maximum(np.append(steps[1:], 0), np.append(0, steps[:-1])) if steps.size > 1 else steps
+    hole = (steps > _LARGEST_GAP * beside + 1e-9).any() or steps.max() > 4 * steps.min()
+    if (to_pole > _LARGEST_GAP * steps[[0, -1]] + 1e-9).any() or hole:
         raise ArgumentError(
             explain(
                 "Latitudes don't reach from pole to pole without a gap",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import torch
@@ -23,15 +25,20 @@ from .dialects import (
     recognise,
     standardise,
 )
-from .errors import ArgumentError, DatasetError, explain
+from .errors import ArgumentError, DatasetError, MosaicError, explain
 from .grid import LatLonGrid, normalise_latlon, wrap_longitude
 from .healpix import to_latlon
 from .variables import Channel, Schema, cf_attributes
 
+# Reads of a store that wait at the same time.
+_READERS = 32
+_AS_IT_IS: dict[str, Any] = {"compat": "override", "combine_attrs": "override"}
 # Grid points closer than this are the same point: float32 longitudes are exact to 2e-5 degrees.
 _SAME_POINT = 1e-3
 # A field whose mean is this many standard deviations from the training mean is looked at for a wrong unit.
 _FAR = 5.0
+# A mean or a point as far away as this is no state of any atmosphere: a wrong unit, or what stands for missing.
+_ABSURD_MEAN, _ABSURD_POINT = 100.0, 1000.0
 # units of the channel → what the values may be instead, the factor and offset that mend them, and the advice
 _WRONG_UNITS = {
     "Pa": ("hPa where Pa is meant", 100.0, 0.0, "Multiply it by 100, or set units='hPa'"),
@@ -115,6 +122,7 @@ class State:
         self.times = self.recognition.times.sort_values()
         self.grid = self._find_grid(ds)
         self.scalar_start, self.starts = self._find_starts(time)
+        self._recent: dict[pd.Timestamp, np.ndarray] = {}
 
     # ------------------------------------------------------------------------------------------------- what it is
 
@@ -133,7 +141,12 @@ class State:
             return []  # no field can be read before that is mended
         first: dict[str, Problem] = {}
         for time in sorted({t for start in part.starts for t in part.history_times(start) if t in part.times}):
-            for problem in part._value_problems(part._fields(time, part.schema.channels), time):
+            try:
+                fields = part._read([time], part.schema.channels)[time]
+                found = part._value_problems(fields, time)
+            except DatasetError as error:
+                found = [Problem("values", str(error))]
+            for problem in found:
                 first.setdefault(problem.subject, problem)
         return list(first.values())
 
@@ -170,7 +183,7 @@ class State:
     def _find_starts(self, time: Any) -> tuple[bool, pd.DatetimeIndex]:
         if not len(self.times):
             return True, pd.DatetimeIndex([])
-        if self.times.has_duplicates:
+        if self.times.has_duplicates or self.times.hasnans:
             return True, pd.DatetimeIndex([])  # already a problem of the recognition
         scalar, starts = parse_times(time, self.times)
         if not len(starts):
@@ -223,12 +236,20 @@ class State:
         DatasetError
             If a field holds NaN or infinite values or has plainly the wrong unit.
         """
-        return np.stack([self.normalised(time) for time in self.history_times(start)])
+        times = self.history_times(start)
+        known = {t: self._recent[t] for t in times if t in self._recent}
+        if missing := [t for t in times if t not in known]:
+            fields = self._read(missing, self.schema.channels)
+            known |= {t: self._scaled(fields[t], t, self.schema.channels) for t in missing}
+        self._recent = known  # the next start has most of these times again
+        return np.stack([known[t] for t in times])
 
     def normalised(self, time: pd.Timestamp, channels: Sequence[Channel] | None = None) -> np.ndarray:
         """Normalised channels of one time, (longitude, latitude, channel); all but the static ones by default."""
         wanted = self.schema.channels if channels is None else channels
-        fields = self._fields(time, wanted)
+        return self._scaled(self._read([time], wanted)[time], time, wanted)
+
+    def _scaled(self, fields: dict[str, np.ndarray], time: pd.Timestamp, wanted: Sequence[Channel]) -> np.ndarray:
         if problems := self._value_problems(fields, time):
             Report(self.model.name, self.starts, self.recognition, tuple(problems), ()).raise_for_problems()
         scaled = [(fields[c.name] - mean) / std for c in wanted for mean, std in [self._statistics[c.name]]]
@@ -255,22 +276,59 @@ class State:
         pairs = zip(self.model.mean.tolist(), self.model.std.tolist(), strict=True)
         return dict(zip(names, pairs, strict=True))
 
-    @cached_property
-    def _standard(self) -> xr.Dataset:
-        """Our names and units, lazily."""
-        return standardise(self.ds, self.schema, self.recognition)
+    def _read(
+        self, times: Sequence[pd.Timestamp], channels: Sequence[Channel]
+    ) -> dict[pd.Timestamp, dict[str, np.ndarray]]:
+        """Physical fields of some times on the model's grid, (longitude, latitude) float64 by channel.
 
-    def _fields(self, time: pd.Timestamp, channels: Sequence[Channel]) -> dict[str, np.ndarray]:
-        """Physical fields of one time on the model's grid, (longitude, latitude) float64 by channel."""
-        variables = list(dict.fromkeys(c.variable for c in channels))
-        chosen = self._standard[variables].isel(time=self.times.get_loc(time))
-        if self.regridded:
-            # an infinite value counts as missing here, and what it reaches is reported by name
-            chosen = to_latlon(chosen.where(np.isfinite), self.model.grid, max_missing=0.0)
-        else:
-            chosen = normalise_latlon(chosen)
-        chosen = chosen.load()
-        return {c.name: self._channel(chosen, c) for c in channels}
+        Each variable of each time in a thread of its own: a store far away is waited for once, not once for each.
+        """
+        names = list(dict.fromkeys(c.variable for c in channels))
+        jobs = [(time, tuple(c for c in channels if c.variable == name)) for time in times for name in names]
+        try:
+            # dask's own threads are as many as processors, which a store far away leaves idle
+            with (
+                ThreadPoolExecutor(min(len(jobs), _READERS)) as pool,
+                ThreadPoolExecutor(_READERS) as chunks,
+                dask.config.set(pool=chunks),
+            ):
+                parts = list(pool.map(lambda job: self._part(*job), jobs))
+            found = {}
+            for k, time in enumerate(times):
+                ds = self._on_grid(xr.merge(parts[k * len(names) : (k + 1) * len(names)], join="outer", **_AS_IT_IS))
+                found[time] = {c.name: self._channel(ds, c) for c in channels}
+            return found
+        except (MosaicError, MemoryError):
+            raise
+        except Exception as error:  # files, clouds and dask fail each in their own way
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise DatasetError(
+                explain(
+                    f"The fields of {', '.join(map(str, times))} can't be read",
+                    got=f"{type(error).__name__}: {reason}",
+                    do="Look at the file or store that they come from, or start from another time",
+                )
+            ) from error
+
+    def _part(self, time: pd.Timestamp, channels: tuple[Channel, ...]) -> xr.Dataset:
+        """One variable of one time in our names and units, in memory.
+
+        The time is chosen before anything is computed: without dask, arithmetic reads all that it is given.
+        """
+        found = self.recognition
+        place = int(found.times.get_indexer(pd.DatetimeIndex([time]))[0])
+        sources = [found.sources[c.name] for c in channels]
+        dims = {s.dims["time"] for s in sources if "time" in s.dims}
+        ds = self.ds.isel({dim: [place] for dim in dims})
+        ds = ds.drop_vars([n for n in ds.data_vars if n not in {s.variable for s in sources} and ds[n].ndim])
+        return standardise(ds, Schema(channels), replace(found, times=found.times[[place]])).isel(time=0).load()
+
+    def _on_grid(self, ds: xr.Dataset) -> xr.Dataset:
+        """Fields on the model's grid, in its order."""
+        if not self.regridded:
+            return normalise_latlon(ds)
+        # an infinite value counts as missing here, and what it reaches is reported by name
+        return to_latlon(ds.where(np.isfinite), self.model.grid, max_missing=0.0).load()
 
     @staticmethod
     def _channel(ds: xr.Dataset, channel: Channel) -> np.ndarray:
@@ -284,7 +342,9 @@ class State:
         for name, values in fields.items():
             if bad := int(np.count_nonzero(~np.isfinite(values))):
                 problems.append(self._missing_problem(name, values, bad, time))
-            elif (problem := self._unit_problem(name, values, time)) is not None:
+            elif (
+                problem := self._unit_problem(name, values, time) or self._range_problem(name, values, time)
+            ) is not None:
                 problems.append(problem)
         return problems
 
@@ -304,16 +364,18 @@ class State:
         found = float(values.mean())
         if abs(found - mean) <= _FAR * std:
             return None
+        expected = f"about {mean:.6g} {self._units(name)}"
         if (wrong := _WRONG_UNITS.get(self._units(name))) is not None:
             label, factor, offset, fix = wrong
             if abs(found * factor + offset - mean) <= 2 * std:
-                return Problem(
-                    name,
-                    f"{name} at {time} looks like {label}",
-                    got=f"a mean of {found:.6g}",
-                    expected=f"about {mean:.6g} {self._units(name)}",
-                    fix=fix,
-                )
+                return Problem(name, f"{name} at {time} looks like {label}", f"a mean of {found:.6g}", expected, fix)
+        source = self.recognition.sources[name]
+        if abs((given := (found - source.offset) / source.factor) - mean) <= 2 * std:
+            what = f"{name} at {time} is in {self._units(name)} already, and {source.variable!r} says {source.units!r}"
+            fix = f"Correct it: ds[{str(source.variable)!r}].attrs['units'] = {self._units(name)!r}"
+            return Problem(name, what, f"a mean of {given:.6g}, as it stands", expected, fix)
+        if abs(found - mean) > _ABSURD_MEAN * std:
+            return None  # said by `_range_problem`
         note = (
             f"{name} has a mean of {found:.6g} {self._units(name)}, {abs(found - mean) / std:.0f} standard deviations "
             f"from the {mean:.6g} of the model's training"
@@ -321,6 +383,20 @@ class State:
         if note not in self.notes:
             self.notes.append(note)
         return None
+
+    def _range_problem(self, name: str, values: np.ndarray, time: pd.Timestamp) -> Problem | None:
+        """Values that no atmosphere has, such as 1e20 where something is missing."""
+        mean, std = self._statistics[name]
+        worst = float(values.flat[np.abs(values - mean).argmax()])
+        if abs(values.mean() - mean) <= _ABSURD_MEAN * std and abs(worst - mean) <= _ABSURD_POINT * std:
+            return None
+        return Problem(
+            name,
+            f"{name} at {time} holds values that can't be {self._units(name)}",
+            got=f"{worst:.6g}, and a mean of {values.mean():.6g}",
+            expected=f"about {mean:.6g} ± {std:.3g} {self._units(name)}, as in the model's training",
+            fix="Mask what stands for missing, and correct the units",
+        )
 
     def _units(self, name: str) -> str:
         return next(c.units for c in self.schema.channels if c.name == name)
@@ -436,9 +512,11 @@ class Fields:
 
     def __init__(self, model: Model, schema: Schema, state: State, back: bool, device: torch.device) -> None:
         self.schema, self.state, self.model_grid = schema, state, model.grid
-        places = [model.schema.state.index(c) for c in schema.state]
+        # in the order of the result; a level that isn't predicted is any channel, with a mean of NaN
+        held = [c for name in self.groups for c in self._by_level(name)]
+        places = [0 if c is None else model.schema.state.index(c) for c in held]
         self._places = torch.tensor(places, device=device)
-        self._mean = torch.tensor(model.mean[places], device=device)
+        self._mean = torch.tensor(np.where([c is None for c in held], np.nan, model.mean[places]), device=device)
         self._std = torch.tensor(model.std[places], device=device)
         self.back = back and state.regridded
         self.grid = self._target_grid()
@@ -512,30 +590,38 @@ class Fields:
         """
         # float64 for the sum: a pressure of 1e5 Pa leaves float32 three digits for the weather
         chosen = state.index_select(-1, self._places).double() * self._std + self._mean
-        values = chosen.float().cpu().numpy()
-        by_name = {c.name: np.moveaxis(values[..., i], -1, -2) for i, c in enumerate(self.schema.state)}
-        return {name: self._arrange(self._stack(by_name, channels)) for name, channels in self.groups.items()}
+        # put in order where the state is: on the host that would take longer than a step of the network on a GPU
+        values = _on_host(self._arrange(chosen.float().movedim(-1, -3).transpose(-1, -2)))
+        result, first = {}, 0
+        for name, channels in self.groups.items():
+            count = 1 if channels[0].level is None else len(self.levels)
+            field = values[..., first : first + count, :, :]
+            field = self._regridded(field) if self.back else field
+            result[name] = field[..., 0, :, :] if channels[0].level is None else field
+            first += count
+        return result
 
-    def _stack(self, by_name: dict[str, np.ndarray], channels: list[Channel]) -> np.ndarray:
-        if channels[0].level is None:
-            return by_name[channels[0].name]
-        held = {c.level: by_name[c.name] for c in channels}
-        blank = np.full_like(next(iter(held.values())), np.nan) if len(held) < len(self.levels) else None
-        return np.stack([held.get(level, blank) for level in self.levels], axis=-3)  # type: ignore[misc]
+    def _by_level(self, variable: str) -> list[Channel | None]:
+        """Channels of a variable at each level of the result; None where there is none."""
+        channels = self.groups[variable]
+        held = {c.level: c for c in channels}
+        return list(channels) if channels[0].level is None else [held.get(level) for level in self.levels]
 
-    def _arrange(self, values: np.ndarray) -> np.ndarray:
-        """From (..., latitude, longitude) in the model's order to the caller's grid and order."""
+    def _arrange(self, values: torch.Tensor) -> torch.Tensor:
+        """From (..., latitude, longitude) in the model's order to the caller's, unless regridding follows."""
         if self.back:
-            ours = self.model_grid
-            dims = (*(f"d{i}" for i in range(values.ndim - 2)), ours.latitude_name, ours.longitude_name)
-            field = to_latlon(xr.DataArray(values, dims=dims, coords=ours.coordinates()), self.grid, max_missing=1.0)
-            field = field.transpose(*dims[:-2], self.grid.latitude_name, self.grid.longitude_name)
-            values = field.values
-        else:
-            rows, columns = self._order
-            values = values[..., rows[:, None], columns]
-        swapped = self.horizontal[0] == self.grid.longitude_name
-        return np.ascontiguousarray(np.swapaxes(values, -1, -2) if swapped else values)
+            return values
+        for axis, places in zip((-2, -1), self._order, strict=True):
+            if (np.diff(places) != 1).any():
+                values = values.index_select(axis, torch.from_numpy(places).to(values.device))
+        return values.transpose(-1, -2) if self.horizontal[0] == self.grid.longitude_name else values
+
+    def _regridded(self, values: np.ndarray) -> np.ndarray:
+        """From (..., latitude, longitude) on the model's grid to the caller's grid and order."""
+        ours = self.model_grid
+        dims = (*(f"d{i}" for i in range(values.ndim - 2)), ours.latitude_name, ours.longitude_name)
+        field = to_latlon(xr.DataArray(values, dims=dims, coords=ours.coordinates()), self.grid, max_missing=1.0)
+        return np.ascontiguousarray(field.transpose(*dims[:-2], *self.horizontal).values)
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
@@ -543,3 +629,13 @@ class Fields:
         rows = np.argsort(np.argsort(self.grid.latitude))
         columns = np.argsort(np.argsort(wrap_longitude(np.array(self.grid.longitude))))
         return rows, columns
+
+
+def _on_host(values: torch.Tensor) -> np.ndarray:
+    """An array of a tensor; of one on a GPU in pinned memory, which torch takes again and again."""
+    if values.device.type != "cuda":
+        return values.contiguous().numpy()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return host.numpy()

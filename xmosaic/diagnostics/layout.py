@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..dialects import axis_kind, decode_lead
+from ..dialects import axis_kind, decode_lead, without_fill_values
 from ..errors import AlignmentWarning, ArgumentError, DatasetError, explain
 from ..grid import LatLonGrid, area_weights, wrap_longitude
 from ..healpix import find_mesh
 from ..units import canonical, conversion
-from ..variables import find_variable, listed
+from ..variables import ROWS, find_variable, listed
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray, xr.Dataset | xr.DataArray)
 
@@ -59,6 +59,9 @@ def canonical_dims(obj: Labelled) -> tuple[Labelled, dict[str, Hashable]]:
     if not isinstance(obj, xr.Dataset | xr.DataArray):
         raise ArgumentError(explain("This is no xarray object", got=type(obj).__name__, expected="a Dataset"))
     obj = _labels_loaded(decode_lead(obj))
+    if stacked := [dim for dim in obj.dims if isinstance(obj.indexes.get(dim), pd.MultiIndex)]:
+        do = f"Take it apart: .unstack({str(stacked[0])!r})"
+        raise DatasetError(explain(f"Dimension {stacked[0]!r} is several in one", do=do))
     found: dict[str, Hashable] = {}
     for name in _axes(obj):
         new = _DIM_OF_KIND.get(axis_kind(name, obj.coords[name].variable if name in obj.coords else None))
@@ -83,18 +86,28 @@ def _axes(obj: xr.Dataset | xr.DataArray) -> list[Hashable]:
 
 
 def _levels_in_hpa(obj: Labelled) -> Labelled:
-    units = str(obj.coords["level"].attrs.get("units", "")) if "level" in obj.coords else ""
-    linear = conversion(units, "hPa") if units else None
+    level = obj.coords.get("level")
+    if level is None or level.dtype.kind not in "iuf":
+        return obj
+    # pressures in Pa are above 2000 somewhere, in hPa nowhere
+    units = str(level.attrs.get("units", "")).strip() or ("Pa" if (level.values > 2000).any() else "hPa")
+    linear = conversion(units, "hPa")
     if linear is None or linear == (1.0, 0.0):
         return obj
-    level = obj.coords["level"]
     return obj.assign_coords(level=(level.dims, level.values * linear[0], {**level.attrs, "units": "hPa"}))
 
 
 def _labels_loaded(obj: Labelled) -> Labelled:
     """Lazy coordinates in memory: those of a store have chunks that contradict its fields', which xarray refuses."""
     lazy = {name: coord.compute() for name, coord in obj.coords.items() if coord.chunks is not None}
-    return obj.assign_coords(lazy) if lazy else obj
+    obj = obj.assign_coords(lazy) if lazy else obj
+    # pandas looks nothing up in an index of the other byte order
+    native = {n: c.astype(c.dtype.newbyteorder("=")) for n, c in obj.coords.items() if not _is_native(c)}
+    return obj.assign_coords(native) if native else obj
+
+
+def _is_native(coord: xr.DataArray) -> bool:
+    return not isinstance(coord.dtype, np.dtype) or bool(coord.dtype.isnative)
 
 
 def caller_names(obj: Labelled, names: dict[str, Hashable]) -> Labelled:
@@ -244,6 +257,8 @@ def align(forecast: xr.Dataset | xr.DataArray, truth: xr.Dataset | xr.DataArray)
     single = ours.name if isinstance(ours, xr.DataArray) else None
     notes: list[str] = []
     ours, theirs = _same_variables(as_dataset(ours), theirs, is_array, notes)
+    theirs = theirs.map(without_fill_values, keep_attrs=True)
+    _check_truth(ours, theirs)
     theirs = _same_units(ours, theirs)
     if "level" in ours.dims and "level" in theirs.dims:
         ours, theirs = _same_levels(ours, theirs, notes)
@@ -277,9 +292,11 @@ def _same_variables(
         if is_array:  # two arrays are compared whatever their names are
             return ours, theirs.to_dataset(name=next(iter(ours.data_vars)))
         theirs = as_dataset(theirs)
-    known = {_meaning(name): name for name in theirs.data_vars}
+    known: dict[Hashable, list[Hashable]] = {}
+    for name in theirs.data_vars:
+        known.setdefault(_meaning(name), []).append(name)
     wanted = [name for name in ours.data_vars if ours[name].dtype.kind in "fiub"]
-    pairs = {name: name if name in theirs else known.get(_meaning(name)) for name in wanted}
+    pairs = {name: name if name in theirs.data_vars else _only(name, known.get(_meaning(name), [])) for name in wanted}
     if absent := [name for name, other in pairs.items() if other is None]:
         if len(absent) == len(pairs):
             raise DatasetError(
@@ -295,6 +312,31 @@ def _same_variables(
     return ours[list(both)], xr.Dataset({name: theirs[other] for name, other in both.items()})
 
 
+def _only(name: Hashable, others: list[Hashable]) -> Hashable | None:
+    if len(others) > 1:
+        do = f"Keep one, or rename the right one to {name!r}"
+        raise DatasetError(explain(f"The truth of {name!r} is ambiguous", got=listed(others), do=do))
+    return others[0] if others else None
+
+
+def _check_truth(ours: xr.Dataset, theirs: xr.Dataset) -> None:
+    """Refuse a truth that holds no numbers, or says that it is something else."""
+    for name, da in theirs.data_vars.items():
+        units, what = str(da.attrs.get("units", "")).strip(), f"The truth of {name!r}"
+        if da.dtype.kind not in "fiub" or (da.dtype.kind == "b" and canonical(units) != "1"):
+            raise DatasetError(explain(f"{what} holds no numbers", got=f"dtype {da.dtype}", expected="floats"))
+        if {"scale_factor", "add_offset"} & set(da.attrs):
+            raise DatasetError(explain(f"{what} is still packed", do="Decode it: truth = xr.decode_cf(truth)"))
+        known, standard = find_variable(str(name)), str(da.attrs.get("standard_name", ""))
+        others = {text for row in ROWS for text in row.standard_names}
+        if known is not None and known.standard_names and standard in others - set(known.standard_names):
+            expected = " or ".join(map(repr, known.standard_names))
+            raise DatasetError(explain(f"{what} says that it is something else", got=repr(standard), expected=expected))
+        if "time" in theirs.dims and not {"time", LEAD} & set(da.dims) and {"time", LEAD} & set(ours[name].dims):
+            do = "Give it the dimension, or leave the variable out"
+            raise DatasetError(explain(f"{what} has no time, and the others have", do=do))
+
+
 def _meaning(name: Hashable) -> Hashable:
     known = find_variable(str(name))
     # a channel's name, such as geopotential_500, means more than its variable
@@ -304,7 +346,7 @@ def _meaning(name: Hashable) -> Hashable:
 def _same_units(ours: xr.Dataset, theirs: xr.Dataset) -> xr.Dataset:
     changed = {}
     for name, field in theirs.data_vars.items():
-        wanted, got = (str(obj[name].attrs.get("units", "")) for obj in (ours, theirs))
+        wanted, got = (str(obj[name].attrs.get("units", "")).strip() for obj in (ours, theirs))
         if not wanted or not got or canonical(wanted) == canonical(got):
             continue
         linear = conversion(got, wanted)
@@ -315,6 +357,13 @@ def _same_units(ours: xr.Dataset, theirs: xr.Dataset) -> xr.Dataset:
 
 
 def _same_levels(ours: xr.Dataset, theirs: xr.Dataset, notes: list[str]) -> tuple[xr.Dataset, xr.Dataset]:
+    kinds = [axis_kind("level", obj["level"].variable) for obj in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        raise DatasetError(explain("The truth has other levels", got=f"a {kinds[1]}", expected=f"a {kinds[0]}"))
+    for obj, what in ((ours, "forecast"), (theirs, "truth")):
+        if not pd.Index(obj["level"].values).is_unique:
+            do = f"Keep the first: {what}.drop_duplicates('level')"
+            raise DatasetError(explain(f"A level of the {what} appears twice", got=listed(obj["level"].values), do=do))
     wanted, there = ours["level"].values, theirs["level"].values
     common = [level for level in wanted if level in there]
     if not common:
@@ -349,7 +398,7 @@ def same_places(theirs: Labelled, ours: xr.Dataset | xr.DataArray, what: str) ->
         wanted, there = (_degrees(obj, dim) for obj in (ours, theirs))
         order = np.argsort(there, kind="stable")
         at = np.clip(np.searchsorted(there[order], wanted - _SAME_POINT), 0, len(there) - 1)
-        if not np.allclose(there[order][at], wanted, rtol=0, atol=_SAME_POINT):
+        if not len(there) or not np.allclose(there[order][at], wanted, rtol=0, atol=_SAME_POINT):
             raise DatasetError(_other_grid(theirs, ours, what))
         index = order[at]
         if len(there) != len(wanted) or not np.array_equal(index, np.arange(len(there))):
@@ -361,7 +410,11 @@ def same_places(theirs: Labelled, ours: xr.Dataset | xr.DataArray, what: str) ->
 def _degrees(obj: xr.Dataset | xr.DataArray, dim: str) -> np.ndarray:
     if dim not in obj.coords:
         raise DatasetError(explain(f"Dimension {dim!r} has no coordinate", do="Add one, in degrees"))
-    values = np.asarray(obj.coords[dim].values, dtype=np.float64)
+    values = obj.coords[dim].values
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        got = f"dtype {values.dtype}" if values.dtype.kind not in "iuf" else "NaN or infinite values"
+        raise DatasetError(explain(f"Coordinate {dim!r} can't be used", got=got, expected="degrees"))
+    values = values.astype(np.float64)
     # just west of 0 is just east of it: both go to the same end of the row
     return wrap_longitude(values + _SAME_POINT) if dim == "longitude" else values
 
@@ -377,8 +430,10 @@ def _same_cells(theirs: Labelled, ours: xr.Dataset | xr.DataArray, what: str) ->
     if labels[0] is None or labels[1] is None or np.array_equal(labels[0], labels[1]):
         return theirs
     order = np.argsort(labels[1].values, kind="stable")
-    at = np.searchsorted(labels[1].values[order], labels[0].values)
-    return theirs.isel(cell=order[np.clip(at, 0, len(order) - 1)]).assign_coords(cell=ours.coords["cell"].variable)
+    at = order[np.clip(np.searchsorted(labels[1].values[order], labels[0].values), 0, len(order) - 1)]
+    if not np.array_equal(labels[1].values[at], labels[0].values):
+        raise DatasetError(explain(f"{what} holds other cells of the mesh", do="Select the same cells of both"))
+    return theirs.isel(cell=at).assign_coords(cell=ours.coords["cell"].variable)
 
 
 def _other_grid(theirs: xr.Dataset | xr.DataArray, ours: xr.Dataset | xr.DataArray, what: str) -> str:
@@ -435,7 +490,12 @@ def _times(coord: xr.DataArray) -> pd.DatetimeIndex:
     if not isinstance(index, pd.DatetimeIndex):
         calendar = getattr(index, "calendar", index.dtype)
         raise DatasetError(explain("Times can't be compared", got=f"{calendar}", expected="datetime64"))
-    return index.as_unit("ns")
+    try:
+        return index.as_unit("ns")
+    except pd.errors.OutOfBoundsDatetime:
+        span = f"{index.min()} … {index.max()}"
+        what = "Times can't be counted in nanoseconds"
+        raise DatasetError(explain(what, got=span, expected="1677-09-22 … 2262-04-11")) from None
 
 
 def _labels(obj: xr.Dataset, dim: str) -> Any:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import offline
 from ..errors import ArgumentError, StoreError, explain
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Place:
         if isinstance(given, str | os.PathLike):
             from zarr.storage import FsspecStore
 
+            _check_online(os.fspath(given))
             return FsspecStore.from_url(os.fspath(given))
         if type(given).__module__.startswith("icechunk"):
             raise StoreError(
@@ -112,7 +114,17 @@ def readable(given: Store) -> Store:
     """What `xarray.open_zarr` takes of a path, URL, zarr Store or icechunk Repository."""
     if hasattr(given, "readonly_session"):
         return given.readonly_session(_BRANCH).store
+    if isinstance(given, str):
+        _check_online(given)
     return _folder(given) or given
+
+
+def _check_online(url: str) -> None:
+    """Refuse what lies behind the network where that is forbidden."""
+    remote = {*re.findall(r"(\w+)://", url)} - {"file", "local", "memory"}
+    if remote and offline():
+        what = f"{label(url)} lies behind the network, which XMOSAIC_OFFLINE=1 forbids"
+        raise StoreError(explain(what, got=", ".join(sorted(remote)), expected="a path", do="Unset XMOSAIC_OFFLINE"))
 
 
 def label(given: Store) -> str:

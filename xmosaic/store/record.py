@@ -11,13 +11,16 @@ A chunk of ``written`` is made once, whole, after the data that it speaks of; no
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from ..cards import duration
 from ..errors import StoreError, explain
 from .place import Store, label, readable
 
@@ -46,6 +49,7 @@ class Record:
         self._written, self._inputs = held["written"], held["inputs"]
         self.done: np.ndarray = np.asarray(self._written)
         self._digests: np.ndarray = np.asarray(self._inputs)
+        verify(group, self.done)
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -196,22 +200,95 @@ def written(store: Store) -> xr.DataArray:
     StoreError
         If the store is no forecast that this package wrote.
     """
+    return _written(store)[0]
+
+
+def _written(store: Store) -> tuple[xr.DataArray, xr.Dataset]:
+    """What has been written, and the forecast."""
     import zarr
 
-    source = readable(store)
     try:
-        record = zarr.open_group(source, mode="r", use_consolidated=False)[f"{RECORD}/written"]
-        ds = xr.open_zarr(source, consolidated=False)
-        done = np.asarray(record)
-    except (KeyError, OSError, zarr.errors.GroupNotFoundError) as error:
+        source = readable(store)
+        group = zarr.open_group(source, mode="r", use_consolidated=False)
+        done, ds = np.asarray(group[f"{RECORD}/written"]), opened(source)
+        verify(group, done)
+    except StoreError as error:
+        raise StoreError(str(error).replace("The store", f"The store {label(store)}", 1)) from None
+    except Exception as error:  # every kind of store and of damage has its own
         got = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(explain(f"{label(store)} holds no record of a forecast", got=got)) from error
-    return xr.DataArray(
+        what = f"{label(store)} holds no record of a forecast that can be read"
+        raise StoreError(explain(what, got=got, expected="a store that xmosaic.forecast wrote")) from error
+    record = xr.DataArray(
         done,
         dims=("time", "number", "prediction_timedelta"),
         coords={name: ds[name].values for name in ("number", "prediction_timedelta")}
         | {"time": np.atleast_1d(ds["time"].values)},
     )
+    return record, ds
+
+
+def opened(source: Store) -> xr.Dataset:
+    """A store as a Dataset; its axes get no fill value where it is written to netCDF, as CF has it."""
+    ds = xr.open_zarr(source, consolidated=False)
+    for name in {*ds.dims} & {*ds.coords}:
+        ds.variables[name].encoding["_FillValue"] = None
+    return ds
+
+
+def verify(group: Any, done: np.ndarray) -> None:
+    """Raise `StoreError` where a store has lost what its record says it holds: zarr reads that as NaN, or as 1970.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        The root.
+    done : bool array, (time, number, prediction_timedelta)
+    """
+    settings = group[RECORD].attrs["settings"]
+    # without dask, whose threads a forked process would wait for in vain
+    ds = xr.open_zarr(group.store, consolidated=False, chunks=None)
+    lost = _lost_labels(ds, settings)
+    if done.shape != (len(settings["starts"]), settings["members"], len(settings["leads"])):
+        lost.append("a record of another shape")
+    lost = lost or _lost_pieces(group, ds, done)
+    if lost:
+        what = "The store is damaged: it holds less than its record says"
+        do = "Bring the files back from a copy, or delete the store and make the forecast again"
+        raise StoreError(explain(what, got=", ".join(lost), do=do))
+
+
+def _lost_labels(ds: xr.Dataset, settings: Mapping[str, Any]) -> list[str]:
+    """Coordinates and variables that aren't those that the forecast was begun with."""
+    axes = {str(ds[n].attrs.get("standard_name")): ds[n].values for n in ds.coords if ds[n].ndim == 1}
+    space = [np.asarray(axes.get(n, []), np.float64) for n in ("latitude", "longitude")]
+    both = [np.atleast_1d(ds[n].values) if n in ds else np.array([]) for n in ("time", "prediction_timedelta")]
+    starts, leads = both
+    found = {
+        "time": [t.isoformat() for t in pd.DatetimeIndex(starts)] == settings["starts"],
+        "number": "number" in ds and np.array_equal(ds["number"], np.arange(1, settings["members"] + 1)),
+        "prediction_timedelta": [duration(t) for t in pd.TimedeltaIndex(leads)] == settings["leads"],
+        "points": hashlib.sha256(np.concatenate(space).data).hexdigest()[:16] == settings["points"],
+    }
+    if found["time"] and found["prediction_timedelta"]:
+        valid = np.add.outer(starts, leads)
+        found["valid_time"] = "valid_time" in ds and np.array_equal(np.atleast_2d(ds["valid_time"]), valid)
+    levels = ds["level"].values.tolist() if "level" in ds.coords else []
+    channels = {f"{n}_{p}" if "level" in v.dims else n for n, v in ds.data_vars.items() for p in levels or [0]}
+    found |= {name: name in channels for name in settings["variables"]}
+    return [f"another {name} or none" for name, same in found.items() if not same]
+
+
+def _lost_pieces(group: Any, ds: xr.Dataset, done: np.ndarray) -> list[str]:
+    """Variables that have fewer files than have been completed."""
+    shape = group[f"{RECORD}/written"].chunks
+    places = np.argwhere(done) // np.array(shape)
+    expected = len(np.unique(places, axis=0)) if len(places) else 0
+    lost = {}
+    for name in ds.data_vars:
+        array = group[name]
+        each = int(np.prod(np.array(array.shards or array.chunks) // np.array(array.chunks)))
+        lost[name] = expected - array.nchunks_initialized // each
+    return [f"{count} of {expected} files of {name} gone" for name, count in lost.items() if count > 0]
 
 
 def open_forecast(store: Store) -> xr.Dataset:
@@ -238,8 +315,7 @@ def open_forecast(store: Store) -> xr.Dataset:
     IncompleteForecast
         If parts are missing; the text says how many.
     """
-    done = written(store)
-    ds = xr.open_zarr(readable(store), consolidated=False)
+    done, ds = _written(store)
     ds.attrs.pop(STATUS, None)  # said better below
     missing = int((~done).sum())
     if not missing:
