@@ -618,3 +618,21 @@ def test_progress_bar_is_shown_when_asked_for(capsys, monkeypatch):
         forecast(DS, "2D", 2, model=MODEL)
     assert [kw["disable"] for kw in shown] == [False, True, True]
     assert shown[0]["total"] == 4 and "tests" in shown[0]["desc"]
+
+
+def test_eight_bits_need_a_gpu_that_has_them():
+    with pytest.raises(ArgumentError, match="float8 can't be used") as error:
+        forecast(DS, "1D", 1, model=MODEL, dtype="float8", device="cpu")
+    assert "device cpu" in str(error.value) and "bfloat16" in str(error.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_eight_bits_are_near_sixteen_and_are_switched_off_again():
+    half, eight, again = (
+        forecast(xmosaic.open_sample(), "1D", 2, model="bundled", dtype=d, progress=False)
+        for d in ("bfloat16", "float8", "bfloat16")
+    )
+    assert not half.identical(eight)
+    assert all(np.array_equal(half[v], again[v]) for v in half.data_vars)
+    for name in half.data_vars:
+        assert float(abs(half[name] - eight[name]).max()) < 0.5 * float(half[name].std())

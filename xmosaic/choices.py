@@ -21,6 +21,7 @@ from .state import fit
 from .variables import Schema, published_schema
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+DTYPES |= {"float8": torch.float8_e4m3fn}
 
 
 def choose_model(ds: xr.Dataset, model: str | Model | None = None) -> Model:
@@ -161,7 +162,7 @@ def _usable(device: Any) -> torch.device:
 
 def check_dtype(dtype: Any) -> torch.dtype:
     """The arithmetic of a name."""
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.").removesuffix("_e4m3fn")
     if name not in DTYPES:
         raise ArgumentError(explain(f"dtype={dtype!r} can't be used", expected=", ".join(map(repr, DTYPES))))
     return DTYPES[name]

@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--keep-bits", type=int, help="round to so many bits of the mantissa; none by default")
     command.add_argument("--seed", type=int, default=0, help="0 by default")
     command.add_argument("--batch-size", type=int, help="members that run together; by default as fits the device")
-    command.add_argument("--device", help="such as cpu or cuda:0")
-    command.add_argument("--dtype", help="float32 (default), bfloat16, float16 or float64")
+    command.add_argument("--device", help="such as cpu, cuda:1 or cuda:0,cuda:1; by default all GPUs, else the CPU")
+    command.add_argument("--dtype", help="float32 (default), bfloat16, float16, float64 or float8")
     command.add_argument("--grid", choices=("model", "input"), default="model", help="grid of the result")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_model_and_time(command)
@@ -142,20 +142,23 @@ def _add_model_and_time(command: argparse.ArgumentParser) -> None:
 
 def _open(path: str) -> xr.Dataset:
     """A Dataset from a Zarr store or a netCDF file, lazily."""
+    from .store.place import label, readable
+
     local = "://" not in path
+    source = readable(path)
     if local and not Path(path).exists():
         raise DatasetError(explain(f"There is no {path}", expected="a Zarr store or a netCDF file"))
     try:
         if local and Path(path).is_file():
             return xr.open_dataset(path, chunks={})
         # consolidated metadata spare a cloud store many small reads; beside a local disk they save nothing
-        return xr.open_zarr(path, consolidated=False if local else None)
+        return xr.open_zarr(source, consolidated=False if local else None)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = label((str(error).splitlines() or [type(error).__name__])[0])
         missing = not local and isinstance(error, ImportError)
         do = "pip install 'xmosaic[cloud]' brings what reads gs:// and s3://" if missing else ""
         raise DatasetError(
-            explain(f"{path} can't be opened", got=reason, expected="a Zarr store or a netCDF file", do=do)
+            explain(f"{label(path)} can't be opened", got=reason, expected="a Zarr store or a netCDF file", do=do)
         ) from error
 
 

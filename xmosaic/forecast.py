@@ -95,8 +95,9 @@ def forecast(
         By default, and as "cuda", every GPU that the process sees (CUDA_VISIBLE_DEVICES says which), else the CPU;
         "cuda:1" or ["cuda:0", "cuda:1"] are those alone. Members run in the same batches on one GPU as on several,
         so numbers don't depend on how many there are.
-    dtype : {"float32", "bfloat16", "float16", "float64"}, optional
-        Arithmetic of the network; the 16-bit ones by autocast. By default float32.
+    dtype : {"float32", "bfloat16", "float16", "float64", "float8"}, optional
+        Arithmetic of the network; the 16-bit ones by autocast; "float8" has the feed-forward layers' products in 8
+        bits (e4m3) and the rest as "bfloat16" has it, on an NVIDIA GPU of compute capability 8.9. By default float32.
     store : path, URL, zarr Store or icechunk Repository, optional
         Write to this Zarr store while the forecast runs; memory then doesn't grow with lead. The same call with the
         same store goes on after a break of any kind, to the same bits on the same hardware.

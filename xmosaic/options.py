@@ -34,7 +34,7 @@ class set_options:  # noqa: N801 — xarray's name and manner
     device : str, optional
         Device that forecasts run on when none is passed, such as ``"cpu"`` or ``"cuda:1"``.
     dtype : str, optional
-        Arithmetic of the network when none is passed: "float32", "bfloat16", "float16", "float64".
+        Arithmetic of the network when none is passed: "float32", "bfloat16", "float16", "float64", "float8".
     progress : bool, optional
         Whether forecasts show a progress bar when nothing else is passed.
 

@@ -19,6 +19,7 @@ import xarray as xr
 from .cards import duration
 from .checkpoint import PAPER, Model
 from .errors import ArgumentError, explain
+from .kernels import require_float8
 from .state import Fields, State
 
 # Members that run together on a CPU, memory allowing: more are no faster (docs/performance.md).
@@ -61,6 +62,8 @@ class Plan:
                     expected="members=1, or a model with noise",
                 )
             )
+        for device in self.devices if self.dtype == torch.float8_e4m3fn else ():
+            require_float8(device)
         if self.fields.back and self.state.grid is None:
             raise ArgumentError(
                 explain(
@@ -297,7 +300,7 @@ def default_gpu_batch(free: int, member_bytes: int, dtype: torch.dtype, members:
     >>> default_gpu_batch(10**9, 4 * 10**9, torch.float32, 24)
     1
     """
-    each = member_bytes * dtype.itemsize // 4
+    each = member_bytes * max(2, dtype.itemsize) // 4  # of 8 bits are products alone
     most = max(1, min(int(0.6 * free), _GPU_BYTES) // each)
     least = max(_GPU_LEAST_MEMBERS, math.ceil(_GPU_LEAST_BYTES / each))
     blocks = math.ceil(members / most)

@@ -144,8 +144,9 @@ class _Worker:
         plan = self.plan
         # a block that broke off begins again at its start: a stored lead is rounded, not the state the network had
         wanted = {plan.kept[i]: i for i in np.flatnonzero(task.missing).tolist()}
-        autocast = plan.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(plan.device.type, dtype=plan.dtype if autocast else None, enabled=autocast):
+        dtype = torch.bfloat16 if plan.dtype == torch.float8_e4m3fn else plan.dtype
+        autocast = dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(plan.device.type, dtype=dtype if autocast else None, enabled=autocast):
             for step, state in enumerate(self._states(network, task), 1):
                 if self.stop.is_set():
                     return
@@ -197,13 +198,14 @@ class _Worker:
 def _network(plan: Plan) -> Iterator[Mosaic]:
     """The network on the plan's first device and in its arithmetic."""
     network = plan.model.network.to(plan.device)
-    if plan.dtype != torch.float64:
-        yield network
-        return
     try:
-        yield network.double()
+        if plan.dtype == torch.float64:
+            network.double()
+        yield network.use_float8(plan.dtype == torch.float8_e4m3fn)
     finally:
-        network.float()
+        network.use_float8(False)
+        if plan.dtype == torch.float64:
+            network.float()
 
 
 def replica(network: Mosaic, device: torch.device) -> Mosaic:
