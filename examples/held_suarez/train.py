@@ -193,7 +193,7 @@ def clock_of(times: pd.DatetimeIndex) -> np.ndarray:
 def validations(history: xr.Dataset) -> Iterator[str]:
     """A line for each validation: CRPS, spread/skill as a mean over channels, power from the lowest to the highest."""
     for i, update in enumerate(history["validation_update"].values):
-        one = history.isel(validation=i)
+        one = history.isel(validation_update=i)
         yield (
             f"update {update}: CRPS {float(one['validation_crps']):.4f}, spread/skill "
             f"{float(one['spread_skill'].mean()):.3f}, power at small scales {float(one['power_ratio'].min()):.3f} … "

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -42,30 +41,27 @@ def _rotate(
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
-    PER: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
-    # rows are heads of points: those of one point read the same angles at the same time
-    rows, cols, few = tl.arange(0, CHUNK), tl.arange(0, WIDTH), tl.arange(0, PER)
-    first, block = tl.program_id(0) % (HEADS // PER) * PER, tl.program_id(0) // (HEADS // PER)
-    head, batch = first + rows % PER, tl.program_id(1).to(tl.int64)
-    mean = tl.zeros((PER, WIDTH), tl.float32)
-    x_ptr += batch * x_b
-    for start in range(0, SIZE, CHUNK // PER):
-        within = start + rows // PER
+    head, block, batch = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS, tl.program_id(1).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    mean = tl.zeros((WIDTH,), tl.float32)
+    x_ptr += batch * x_b + head * x_h
+    for start in range(0, SIZE, CHUNK):
+        within = start + tl.arange(0, CHUNK)
         point = (block * SIZE + within).to(tl.int64)
         mask = (within < SIZE)[:, None] & (cols < D)[None, :]
-        x = tl.load(x_ptr + (point * x_p + head * x_h)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + (point * x_p)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         if ROTATE:
             x = _turned(x, point, within < SIZE, cos_ptr, sin_ptr, 1.0, D, CHUNK, WIDTH)
             row = ((batch * points + point) * HEADS + head) * D
             x = x.to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + row[:, None] + cols[None, :], x, mask=mask)
-        mean += tl.sum(tl.reshape(x.to(tl.float32), (CHUNK // PER, PER, WIDTH)), 0)
-    row = (((batch * (points // SIZE) + block) * HEADS + first + few) * D)[:, None] + cols[None, :]
-    tl.store(mean_ptr + row, (mean / SIZE).to(mean_ptr.dtype.element_ty), mask=(cols < D)[None, :])
+        mean += tl.sum(x.to(tl.float32), 0)
+    row = ((batch * (points // SIZE) + block) * HEADS + head) * D
+    tl.store(mean_ptr + row + cols, (mean / SIZE).to(mean_ptr.dtype.element_ty), mask=cols < D)
 
 
 @triton.jit
@@ -82,26 +78,23 @@ def _rotate_backward(
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
-    PER: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     ROTATE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    rows, cols = tl.arange(0, CHUNK), tl.arange(0, WIDTH)
-    first, block = tl.program_id(0) % (HEADS // PER) * PER, tl.program_id(0) // (HEADS // PER)
-    head, batch = first + rows % PER, tl.program_id(1).to(tl.int64)
-    mean_row = mean_grad_ptr + (((batch * (points // SIZE) + block) * HEADS + head) * D)[:, None]
-    mean = tl.load(mean_row + cols[None, :], mask=(cols < D)[None, :], other=0.0).to(tl.float32) / SIZE
-    grad_ptr += batch * grad_b
-    for start in range(0, SIZE, CHUNK // PER):
-        within = start + rows // PER
+    head, block, batch = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS, tl.program_id(1).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    mean_row = mean_grad_ptr + ((batch * (points // SIZE) + block) * HEADS + head) * D
+    mean = tl.load(mean_row + cols, mask=cols < D, other=0.0).to(tl.float32) / SIZE
+    grad_ptr += batch * grad_b + head * grad_h
+    for start in range(0, SIZE, CHUNK):
+        within = start + tl.arange(0, CHUNK)
         point = (block * SIZE + within).to(tl.int64)
         mask = (within < SIZE)[:, None] & (cols < D)[None, :]
-        g = mean
+        g = tl.zeros((CHUNK, WIDTH), tl.float32) + mean[None, :]
         if WHOLE:
-            place = (point * grad_p + head * grad_h)[:, None] + cols[None, :]
-            g += tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
+            g += tl.load(grad_ptr + (point * grad_p)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         if ROTATE:
             g = _turned(g, point, within < SIZE, cos_ptr, sin_ptr, -1.0, D, CHUNK, WIDTH)
         row = ((batch * points + point) * HEADS + head) * D
@@ -111,10 +104,9 @@ def _rotate_backward(
 def _blocks(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]:
     batch, points, heads, d = x.shape
     width = max(2, triton.next_power_of_2(d))
-    per = math.gcd(heads, 4)
-    chunk = max(per, min(per * triton.next_power_of_2(size), 2048 // width))
-    constants = {"HEADS": heads, "SIZE": size, "CHUNK": chunk, "PER": per, "D": d, "WIDTH": width, "num_warps": 4}
-    return (heads // per * (points // size), batch), constants
+    chunk = max(1, min(triton.next_power_of_2(size), 2048 // width))
+    constants = {"HEADS": heads, "SIZE": size, "CHUNK": chunk, "D": d, "WIDTH": width, "num_warps": 4}
+    return (heads * (points // size), batch), constants
 
 
 @torch.library.custom_op("xmosaic::rotate", mutates_args=())
