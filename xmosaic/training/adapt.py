@@ -12,6 +12,8 @@ from ..errors import CheckpointError, explain
 from ..model import Mosaic
 from ..variables import Schema, listed
 
+# How the noise comes in. A network that is to have some may begin with one that has none, and the other way round.
+_NOISE = ("noise_generator.to_noise.weight", ".noise_bias.weight")
 # The two weights whose shapes depend on what the channels are.
 _INPUT, _OUTPUT = "preprocess.0.weight", "postprocess.3.weight"
 
@@ -35,7 +37,7 @@ def adapt_weights(start: Model, network: Mosaic, schema: Schema) -> list[str]:
     """Copy weights by name; channels by theirs.
 
     An input channel that is new begins with weights 0, so that what was learnt isn't disturbed; an output channel
-    keeps the weights it was just given.
+    keeps the weights it was just given, and so do those of the noise if there was none: members begin nearly alike.
 
     Parameters
     ----------
@@ -57,7 +59,8 @@ def adapt_weights(start: Model, network: Mosaic, schema: Schema) -> list[str]:
     """
     source = dict(start.network.named_parameters())
     target = dict(network.named_parameters())
-    if names := sorted(set(source) ^ set(target)):
+    noise = {name for name in source.keys() ^ target.keys() if name.endswith(_NOISE)}
+    if names := sorted((source.keys() ^ target.keys()) - noise):
         raise CheckpointError(
             explain(
                 "The network to train has other weights than those to begin with",
@@ -66,7 +69,7 @@ def adapt_weights(start: Model, network: Mosaic, schema: Schema) -> list[str]:
             )
         )
     for name, weight in target.items():
-        if name in (_INPUT, _OUTPUT):
+        if name in (_INPUT, _OUTPUT) or name in noise:
             continue
         if weight.shape != source[name].shape:
             got, expected = str(tuple(source[name].shape)), str(tuple(weight.shape))
