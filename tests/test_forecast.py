@@ -194,7 +194,7 @@ def test_bundled_members_agree_to_rounding_for_the_first_days():
     for channel, std in zip(model.schema.state, model.std, strict=True):
         at = {"level": channel.level} if channel.level else {}
         difference = abs(one[channel.variable].sel(at) - four[channel.variable].sel(at))
-        assert float(difference.max()) < 1e-4 * std, channel.name
+        assert float(difference.max()) < 1e-3 * std, channel.name
 
 
 def test_seeds_differ_and_members_differ():
@@ -635,4 +635,5 @@ def test_eight_bits_are_near_sixteen_and_are_switched_off_again():
     assert not half.identical(eight)
     assert all(np.array_equal(half[v], again[v]) for v in half.data_vars)
     for name in half.data_vars:
-        assert float(abs(half[name] - eight[name]).max()) < 0.5 * float(half[name].std())
+        off, size = (float(np.sqrt((x**2).mean())) for x in (half[name] - eight[name], half[name] - half[name].mean()))
+        assert 1e-4 * size < off < 0.3 * size, name
