@@ -229,16 +229,97 @@ def test_the_order_depends_on_the_seed_alone_and_takes_every_start_once_an_epoch
     assert torch.equal(next(later).history, next(again).history)
 
 
-def test_training_ends_with_small_weights_that_load(tmp_path, monkeypatch):
-    train = script("train")
+@pytest.fixture
+def quick(monkeypatch):
+    """`train` with a tiny network and two updates per part; its data, and the settings of all its runs."""
+    train, seen = script("train"), []
     ds, _ = made_up(3, 12)
-    few = {"validation_samples": 1, "validation_members": 2}
     settings_of, data = train.settings, ds.sel(level=list(train.LEVELS))
-    monkeypatch.setattr(train, "network", tiny)
+
+    def few(*args, **kwargs):
+        made = dataclasses.replace(settings_of(*args, **kwargs), validation_samples=1, validation_members=2)
+        seen.append(made)
+        return made
+
+    monkeypatch.setattr(train, "network", lambda size: tiny())
     monkeypatch.setattr(train, "WARM_UP", 2)
-    monkeypatch.setattr(train, "fit_updates", lambda *_: (2, 2))
-    monkeypatch.setattr(train, "settings", lambda *a, **k: dataclasses.replace(settings_of(*a, **k), **few))
+    monkeypatch.setattr(train, "fit_updates", lambda minutes, parts, seconds: [2] * len(seconds))
+    monkeypatch.setattr(train, "settings", few)
     monkeypatch.setattr(train, "open_data", lambda _: data)
+    return train, data, seen
+
+
+@pytest.mark.filterwarnings("ignore:No update made the weights of init= better")
+def test_a_warm_start_begins_without_noise_and_ends_with_four_members(tmp_path, quick, monkeypatch):
+    train, _, seen = quick
+    plain, begun = xmosaic.train, []
+    monkeypatch.setattr(train.xmosaic, "train", lambda *a, **k: begun.append(k.get("init")) or plain(*a, **k))
+    path = train.train(tmp_path / "no.zarr", tmp_path, 0.1, device="cpu", batch=4, plan="warm")
+    parts = seen[3:]  # the first three are timed
+    assert [(c.loss, c.members, c.network.noise_dim, c.stages[0].rollout) for c in parts] == [
+        ("mse", 1, 0, 1),
+        ("crps", 2, 4, 1),
+        ("crps", 4, 4, 3),
+    ]
+    assert [c.stages[0].batch_size for c in parts] == [4, 4, 1]
+    assert len({c.seed for c in parts}) == 3
+    first, second, third = begun[3:]
+    assert first is None and second.config.noise_dim == 0 and third.config.noise_dim == 4
+    model = xmosaic.load_model(path)
+    assert model.config.noise_dim == 4 and model.provenance["run"]["plan"] == "warm"
+    assert len(model.provenance["run"]["updates"]) == 3
+    assert "squared error" in script("report").TRAINED["warm"]
+    # a run that is stopped in its first part leaves that part's network
+    for name in ("1", "3"):
+        (tmp_path / f"run_bundled_{name}" / "model.safetensors").unlink()
+    assert xmosaic.load_model(train.export(tmp_path, "bundled", "warm")).config.noise_dim == 0
+    with pytest.raises(SystemExit, match="has left a model"):
+        train.export(tmp_path, "dense", "warm")
+
+
+def test_plans_share_all_the_time_and_a_twin_stays_without_noise():
+    train = script("train")
+    for parts in train.PLANS.values():
+        assert sum(p.share for p in parts) == pytest.approx(1)
+        updates = train.fit_updates(10, parts, [0.1] * len(parts))
+        assert 5600 < sum(updates) <= 5700
+    for part in train.PLANS["warm"]:
+        made = train.settings(periods_of_four(), part, part.stage(16, 20), "twin")
+        assert (made.loss, made.members, made.network.noise_dim) == ("mse", 1, 0)
+
+
+def test_the_larger_network_fits_its_grid_and_takes_no_other_data():
+    variants, train = script("variants"), script("train")
+    for size in variants.SIZES.values():
+        assert size.network().stages[0].points > size.longitudes * size.latitudes
+        assert max(size.bands) < size.latitudes - 2
+    config = dataclasses.replace(variants.network("evidence"), num_variables=24)
+    longitude, latitude = np.arange(128) * 360 / 128, np.linspace(-90, 90, 65)
+    tables = (np.zeros((12288, 12), np.int32), np.zeros((128 * 65, 12), np.int32))
+    with torch.device("meta"):
+        network = xmosaic.model.Mosaic(config, longitude, latitude, None, tables)
+    assert 15e6 < sum(p.numel() for p in network.parameters()) < 20e6
+    ds, _ = made_up(2, 3)
+    assert train.fitting(ds, "bundled") is ds
+    with pytest.raises(SystemExit, match="64 × 33 points, the evidence size takes 128 × 65"):
+        train.fitting(ds, "evidence")
+    for name, variant in variants.VARIANTS.items():
+        assert variant.network(config).num_variables == 24, name
+
+
+def test_the_driver_hands_size_and_plan_on():
+    run, simulate = script("run"), script("simulate")
+    words = run.commands(run.parse(["--out", "o", "--size", "evidence", "--plan", "warm"]))
+    assert "--plan warm --size evidence" in " ".join(words["train"])
+    assert "--plan warm --size evidence" in " ".join(words["twin"])
+    parser = simulate.argparse.ArgumentParser()
+    simulate.arguments(parser)
+    options = parser.parse_args(words["simulate"][words["simulate"].index("--years") :])
+    assert simulate.settings_from(options).longitudes == 128 and simulate.settings_from(options).latitudes == 65
+
+
+def test_training_ends_with_small_weights_that_load(tmp_path, quick):
+    train, data, _ = quick
     path = train.train(tmp_path / "no.zarr", tmp_path, 0.1, device="cpu", batch=2)
     model = xmosaic.load_model(path)
     assert path.stat().st_size < 2.2 * model.num_parameters + 300_000  # two bytes each, and tables
@@ -254,7 +335,8 @@ def test_the_network_is_small_and_its_mesh_finer_than_the_grid():
 
 def test_every_variant_differs_from_the_bundled_model_in_what_its_title_says():
     variants, train = script("variants"), script("train")
-    made = {v: train.settings(periods_of_four(), train.pretraining(2, 20), v) for v in variants.VARIANTS}
+    part = train.PLANS["direct"][0]
+    made = {v: train.settings(periods_of_four(), part, part.stage(2, 20), v) for v in variants.VARIANTS}
     plain = made["bundled"].to_dict()
 
     def differs(name):
@@ -272,17 +354,20 @@ def test_every_variant_differs_from_the_bundled_model_in_what_its_title_says():
         "without_compressed": {"network.branches"},
         "without_selected": {"network.branches"},
         "dense": {"network.branches", "network.stages", "network.bottleneck"},
+        "rows": {"network.block_order"},
+        "shuffled": {"network.block_order"},
     }
     assert {name: differs(name) for name in made} == expected
     assert made["coarse_entry"].network.stages[0].nside == 8
     assert all(s.block_count * s.block_size == s.points for s in made["dense"].network.stages)
+    assert [made[v].network.block_order for v in ("bundled", "rows", "shuffled")] == ["nested", "rows", "shuffled"]
 
 
 def periods_of_four():
     return script("simulate").periods(4)
 
 
-@pytest.mark.parametrize("variant", ["coarse_entry", "dense", "residual"])
+@pytest.mark.parametrize("variant", ["coarse_entry", "dense", "residual", "rows", "shuffled"])
 def test_variants_of_another_shape_take_a_step(variant):
     chosen = script("variants")
     config = dataclasses.replace(chosen.VARIANTS[variant].network(chosen.network()), num_variables=3)
@@ -346,6 +431,91 @@ def test_goals_are_judged_by_the_numbers():
         crps = stored[name].sel(score="crps", bound="estimate")
         shares.append((crps.sel(forecast="bundled") / crps.sel(forecast="climatology")).max())
     assert report.worst_share(stored, "climatology") == pytest.approx(float(max(shares)))
+
+
+# ---------------------------------------------------------------------------------------------- response of the layers
+
+
+def answered(operator, nside=4, degrees=(1, 3, 6, 11), features=5):
+    """Powers at the same, larger and smaller scales of a linear operator of (cell, feature)."""
+    response = script("response")
+    basis = response.harmonics(nside)
+    x = torch.zeros(1, 12 * nside**2, features, dtype=torch.float64)
+    parts = lambda x: operator(x[0])[None, None]  # noqa: E731
+    found = np.array(list(response.respond(parts, x, list(degrees), 3, basis)))
+    assert found.shape == (len(degrees), 2, 3) and np.allclose(found[:, 0], found[:, 1])  # one branch is the sum
+    return found[:, 0]
+
+
+def test_harmonics_are_orthonormal_and_those_of_the_sphere():
+    import healpy
+
+    basis = script("response").harmonics(8)
+    assert basis.shape == (768, 24**2)
+    assert torch.allclose(basis.T @ basis, torch.eye(24**2, dtype=torch.float64), atol=1e-12)
+    x, y, z = healpy.pix2vec(8, np.arange(768), nest=True)
+    # closed forms of degree 0, 1 and 2 lie in their columns
+    for degree, field in ((0, np.ones(768)), (1, x + 2 * y - z), (2, x * y), (2, 3 * z**2 - 1)):
+        inside = (basis[:, degree**2 : (degree + 1) ** 2].numpy().T @ field) ** 2
+        assert inside.sum() == pytest.approx((field**2).sum(), rel=1e-3)
+
+
+def test_a_layer_that_does_nothing_mixes_nothing():
+    assert np.allclose(answered(lambda x: x), [[1, 0, 0]] * 4, atol=1e-12)
+    assert np.allclose(answered(lambda x: -3 * x), [[9, 0, 0]] * 4, atol=1e-11)
+
+
+def test_response_by_degree_is_that_of_operators_whose_response_is_known():
+    basis = script("response").harmonics(4)
+    degree = torch.from_numpy(np.repeat(np.arange(12), 2 * np.arange(12) + 1).astype(float))[:, None]
+    smooth = lambda x: basis @ (basis.T @ x / (1 + degree))  # noqa: E731
+    assert np.allclose(answered(smooth)[:, 0], [1 / (1 + d) ** 2 for d in (1, 3, 6, 11)])
+    assert np.allclose(answered(smooth)[:, 1:], 0, atol=1e-12)
+    up = lambda x: basis[:, 25:36] @ (basis[:, 1:12].T @ x)  # noqa: E731  # degrees 1 and 2 whole, to degree 5
+    same, larger, smaller = answered(up, degrees=(1, 2)).T
+    assert np.allclose(same, 0, atol=1e-12) and np.allclose(larger, 0, atol=1e-12) and np.allclose(smaller, 1)
+    same, larger, smaller = answered(lambda x: basis[:, :4] @ (basis[:, 36:40].T @ x), degrees=(6,), features=400)[0]
+    assert same < 1e-12 and smaller < 1e-12 and larger == pytest.approx(4 / 13, rel=0.1)
+
+
+def test_a_permutation_spreads_power_as_white_noise_does():
+    shuffle = torch.randperm(192, generator=torch.Generator().manual_seed(0))
+    found = answered(lambda x: x[shuffle], features=400)
+    assert np.allclose(found.sum(1), 1)
+    expected = [[(2 * d + 1) / 192, d**2 / 192] for d in (1, 3, 6, 11)]
+    assert np.allclose(found[:, :2], expected, rtol=0.25, atol=0.02)
+
+
+def test_linear_response_of_a_layer_is_its_difference_quotient():
+    response = script("response")
+    config = tiny()
+    layer = xmosaic.model.BlockSparseAttention(config, config.stages[0])
+    for order in ("nested", "shuffled"):
+        made = response.reordered(layer, config, order)
+        assert made.aligned == (order == "nested") and torch.equal(made.to_q.weight, layer.to_q.weight.double())
+        x = torch.randn(1, 192, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        found = response.job(made, x, [2, 5], 1)[0, 0]
+        basis, step = response.harmonics(4), 1e-5
+        for degree, one in zip((2, 5), found, strict=True):
+            change = step * response.wave(basis, degree, 16, np.random.default_rng([response.SEED, degree]))
+            assert float(change.norm()) == pytest.approx(step)
+            difference = (made(x + change) - made(x - change))[0] / (2 * step)
+            same = (basis[:, degree**2 : (degree + 1) ** 2].T @ difference).square().sum()
+            assert one[-1, 0] == pytest.approx(float(same), rel=1e-5)
+            assert one[-1].sum() == pytest.approx(float(difference.square().sum()), rel=1e-5)
+
+
+def test_the_kept_response_is_whole_and_labelled():
+    response = script("response")
+    stored = xr.load_dataset(response.KEPT / "response.nc")
+    assert stored.attrs["model"].endswith(xmosaic.load_model("bundled").sha256[:12])
+    assert list(stored["branch"].values) == ["local", "compressed", "selected", "all"]
+    assert stored.sizes["time"] >= 3 and stored["total_wavenumber"].values[[0, -1]].tolist() == [1, 47]
+    for name in ("same", "larger", "smaller"):
+        assert stored[name].attrs["units"] == "1" and stored[name].attrs["long_name"]
+        assert (stored[name] >= -1e-9).all() and np.isfinite(stored[name]).all()
+    leak = response.summary(stored)["leakage"]
+    assert ((leak >= 0) & (leak <= 1)).all()
 
 
 # -------------------------------------------------------------------------------------------------------------- driver

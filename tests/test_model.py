@@ -11,16 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import healpy
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import xmosaic
 from xmosaic import healpix
 from xmosaic.errors import ArgumentError
+from xmosaic.grid import LatLonGrid
 from xmosaic.kernels import quantise_rows, rotate
 from xmosaic.model import (
+    BLOCK_ORDERS,
     BRANCHES,
     PUBLISHED,
     BlockSparseAttention,
@@ -173,6 +177,7 @@ def configs(draw):
         grouping=draw(st.sampled_from(["group", "strided"])),
         clock=draw(st.sampled_from(["calendar", "release"])),
         rope_theta=draw(st.floats(1, 1e6)),
+        block_order=draw(st.sampled_from(BLOCK_ORDERS)),
     )
 
 
@@ -255,6 +260,8 @@ def test_stage_refuses(change, text):
         ({"branches": ("local", "lokal")}, "branches .*lokal.*some of local"),
         ({"grouping": "both"}, "grouping .* 'group' or 'strided'"),
         ({"clock": "sundial"}, "clock .* 'calendar' or 'release'"),
+        ({"block_order": "ring"}, "block_order .* Found 'ring'; expected 'nested', 'rows' or 'shuffled'"),
+        ({"block_order": None}, "block_order .* Found None"),
         ({"rope_theta": 0.0}, "rope_theta .* a positive number"),
         ({"rope_theta": float("inf")}, "rope_theta .* a positive number"),
     ],
@@ -603,6 +610,114 @@ def test_local_branch_stays_in_its_block():
 @pytest.mark.parametrize("branches", [("compressed",), BRANCHES])
 def test_compressed_branch_reaches_everywhere(branches):
     assert influence(branches).all()
+
+
+# ---- which points share a block ----
+
+FIRST_SHUFFLED = [79, 24, 180, 179, 31, 93, 48, 98]  # of nside 4
+
+
+def in_order(order, seed=0, branches=BRANCHES, stage=STAGE):
+    """The same weights with blocks in an order."""
+    return attention(branches, stage, seed, block_order=order)
+
+
+def test_orders_are_the_rows_of_the_mesh_and_one_fixed_shuffle():
+    for nside in (1, 4, 16):
+        cells = np.arange(12 * nside**2)
+        rows = in_order("rows", stage=StageConfig(nside, 8, 1, 1, 12, 12, 1)).order.numpy()
+        np.testing.assert_array_equal(rows, healpy.ring2nest(nside, cells))
+        shuffled = in_order("shuffled", stage=StageConfig(nside, 8, 1, 1, 12, 12, 1)).order.numpy()
+        np.testing.assert_array_equal(np.sort(shuffled), cells)
+    # nothing may change it: networks are trained with it
+    assert in_order("shuffled").order[:8].tolist() == FIRST_SHUFFLED
+    # neighbours in it are as far apart as any two points
+    x, y, z = healpy.pix2vec(16, shuffled, nest=True)
+    points = np.stack([x, y, z], -1)
+    assert abs((points[1:] * points[:-1]).sum(-1).mean()) < 5 * 3**-0.5 / np.sqrt(len(cells))
+
+
+@pytest.mark.parametrize("name", ["rows", "shuffled"])
+@pytest.mark.parametrize("branches", [BRANCHES, ("local",), ("compressed",), ("selected",)])
+def test_an_order_is_the_permutation_of_points_by_hand(name, branches):
+    """Points permuted, with their angles, into a layer whose blocks are contiguous; the result permuted back."""
+    module, x = in_order(name, branches=branches), features(batch=2)
+    plain = in_order("nested", branches=branches)
+    place = module.order.tolist()
+    plain.cos, plain.sin = (torch.stack([t[p] for p in place]) for t in (plain.cos, plain.sin))
+    expected = torch.empty_like(x)
+    expected[:, place] = plain(torch.stack([x[:, p] for p in place], 1))
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    assert (module(x) - in_order("nested", branches=branches)(x)).abs().max() > 1e-2
+
+
+def test_with_full_attention_the_order_does_not_matter():
+    full = dataclasses.replace(STAGE, block_count=12)
+    x = features(stage=full)
+    plain, *others = (in_order(o, branches=("selected",), stage=full)(x) for o in BLOCK_ORDERS)
+    for other in others:
+        torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_nested_blocks_cost_nothing_and_every_order_has_the_same_weights():
+    plain, *others = (in_order(o) for o in BLOCK_ORDERS)
+    assert {n for n, _ in plain.named_buffers()} == {"cos", "sin"}
+    for other in others:
+        assert plain.state_dict().keys() == other.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["era5", "hres"])
+def test_published_blocks_follow_the_mesh(name):
+    assert PUBLISHED[name].block_order == "nested"
+    without = PUBLISHED[name].to_dict()
+    del without["block_order"]  # as files written before there was a choice
+    assert MosaicConfig.from_dict(without) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["rows", "shuffled"])
+def test_the_order_reaches_every_stage_and_gradients_come_back(name):
+    net = network(block_order=name)
+    layers = [m for m in net.modules() if isinstance(m, BlockSparseAttention)]
+    assert [len(m.order) for m in layers] == [192, 48, 192]
+    state, clock, noise = inputs(net.config)
+    net(state, clock, noise).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_a_checkpoint_keeps_the_order(tmp_path):
+    static = np.zeros((12, 7, 0))
+    net = network(block_order="shuffled", num_static=0, static=static)
+    schema = xmosaic.Schema.from_variables({"geopotential": [500, 850], "2m_temperature": None})
+    grid = LatLonGrid(tuple(LATITUDE.tolist()), tuple(LONGITUDE.tolist()))
+    made = xmosaic.Model(net, schema, grid, np.zeros(3), np.ones(3), None, {"license": "BSD-3-Clause"})
+    made.save(tmp_path / "a.safetensors")
+    again = xmosaic.load_model(tmp_path / "a.safetensors")
+    assert again.config.block_order == "shuffled"
+    with torch.inference_mode():
+        args = inputs(net.config)
+        assert torch.equal(again.network(*args), net(*args))
+        other = network(weights=net.state_dict(), num_static=0, static=static)
+        assert (other(*args) - net(*args)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", BLOCK_ORDERS)
+@pytest.mark.parametrize("branches", [BRANCHES, ("local",), ("compressed", "selected")])
+def test_parts_are_what_each_branch_adds(name, branches):
+    module, x = in_order(name, branches=branches), features(batch=2)
+    parts = module.parts(x)
+    assert parts.shape == (len(branches), *x.shape)
+    torch.testing.assert_close(parts.sum(0), module(x), rtol=1e-12, atol=1e-12)
+    for branch, part in zip(branches, parts, strict=True):
+        if branch == "compressed":
+            continue
+        # a branch's own formula, times its gate
+        only = in_order(name, branches=(branch,))
+        for linear in ("to_q", "to_k", "to_v", "to_o"):
+            getattr(only, linear).weight.copy_(getattr(module, linear).weight)
+        logits = (x @ module.to_strategy_combine_mlp.weight.T).unflatten(-1, (4, -1)).softmax(-1)
+        gate = logits[..., branches.index(branch)].repeat_interleave(4, -1)
+        only.to_o.weight.copy_(torch.eye(16))
+        torch.testing.assert_close(part, (gate * only(x)) @ module.to_o.weight.T, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)

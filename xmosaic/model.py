@@ -39,6 +39,9 @@ from .kernels import (
 from .kernels.reference import gated_sum, grouped_attention
 
 BRANCHES = ("local", "compressed", "selected")
+BLOCK_ORDERS = ("nested", "rows", "shuffled")
+# Of the shuffled order alone; changing it changes what every network with that order was trained with.
+_SHUFFLE_SEED = 20260416
 
 # Chord (in radii) below which two points are one; the finest mesh in use, nside 4096, has its centres 2e-4 apart.
 _COINCIDENT = 1e-6
@@ -168,6 +171,10 @@ class MosaicConfig:
         advanced by fixed increments, its yearly part four times too fast, as the published variants' own rollout does.
     rope_theta : float
         Base of the rotary position frequencies.
+    block_order : {"nested", "rows", "shuffled"}
+        Which points share a block of attention. "nested": neighbours on the sphere, contiguous in the nested mesh, as
+        the paper and the published weights have it. "rows": neighbours along the mesh's latitude rows. "shuffled": any,
+        in one fixed pseudo-random order. The last two are there to see what alignment is worth; all else stays nested.
     """
 
     stages: tuple[StageConfig, ...]
@@ -184,6 +191,7 @@ class MosaicConfig:
     grouping: Literal["group", "strided"] = "group"
     clock: Literal["calendar", "release"] = "calendar"
     rope_theta: float = 10000.0
+    block_order: Literal["nested", "rows", "shuffled"] = "nested"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -225,6 +233,8 @@ class MosaicConfig:
         _check(self.clock in ("calendar", "release"), "clock", self.clock, "'calendar' or 'release'")
         good = math.isfinite(self.rope_theta) and self.rope_theta > 0
         _check(good, "rope_theta", self.rope_theta, "a positive number")
+        known = self.block_order in BLOCK_ORDERS
+        _check(known, "block_order", repr(self.block_order), "'nested', 'rows' or 'shuffled'")
 
     @property
     def num_channels(self) -> int:
@@ -613,7 +623,9 @@ class FeedForward(nn.Module):
 
 
 class BlockSparseAttention(nn.Module):
-    """Gated sum of local, compressed and selected attention over contiguous blocks of the nested mesh."""
+    """Gated sum of local, compressed and selected attention over blocks: contiguous in the nested mesh, or as
+    `MosaicConfig.block_order` has it.
+    """
 
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
@@ -627,10 +639,41 @@ class BlockSparseAttention(nn.Module):
         self.cos: torch.Tensor
         self.sin: torch.Tensor
         cos, sin = _rotary(stage, config.rope_theta)
+        self.aligned = config.block_order == "nested"
+        self.order: torch.Tensor
+        self.back: torch.Tensor
+        if not self.aligned:
+            order = torch.from_numpy(_block_order(config.block_order, stage.nside))
+            cos, sin = cos[order], sin[order]
+            self.register_buffer("order", order, persistent=False)
+            self.register_buffer("back", order.argsort(), persistent=False)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
+        gate, outputs = self._attend(x if self.aligned else x.index_select(1, self.order), impl)
+        out = self.to_o(self._gated(gate, outputs, impl).flatten(2))
+        return out if self.aligned else out.index_select(1, self.back)
+
+    def parts(self, x: torch.Tensor) -> torch.Tensor:
+        """What each branch adds to the output of `forward`, by the reference: they sum to it.
+
+        Parameters
+        ----------
+        x : Tensor, (batch, point, dim)
+
+        Returns
+        -------
+        Tensor, (branch, batch, point, dim)
+        """
+        gate, outputs = self._attend(x if self.aligned else x.index_select(1, self.order), "reference")
+        zeros = [torch.zeros_like(o) for o in outputs]
+        alone = [[*zeros[:i], output, *zeros[i + 1 :]] for i, output in enumerate(outputs)]
+        out = torch.stack([self.to_o(self._gated(gate, one, "reference").flatten(2)) for one in alone])
+        return out if self.aligned else out.index_select(2, self.back)
+
+    def _attend(self, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The gate's logits, and each branch's (batch, point or block, head, d), points in the order of the blocks."""
         s = self.stage
         weights = (m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp))
         q, k, v, gate = _joined(x, *weights)
@@ -650,7 +693,7 @@ class BlockSparseAttention(nn.Module):
         if "selected" in self.branches:
             indices = select_blocks(q_mean, k_mean, s.block_count, grouping=self.grouping, impl=impl)
             outputs.append(selected_attention(q, k, v, indices, s.block_size, impl=impl))
-        return self.to_o(self._gated(gate, [x.transpose(1, 2) for x in outputs], impl).flatten(2))
+        return gate, [x.transpose(1, 2) for x in outputs]
 
     def _gated(self, gate: torch.Tensor, outputs: list[torch.Tensor], impl: str | None) -> torch.Tensor:
         if len(outputs) == 3:
@@ -772,6 +815,17 @@ def _child_positions(nside: int) -> torch.Tensor:
     children = _unit_vectors(_mesh_lonlat(2 * nside)).reshape(-1, 4, 3)
     parents = _unit_vectors(_mesh_lonlat(nside))[:, None]
     return _standardise((children - parents).reshape(-1, 12))
+
+
+def _block_order(name: str, nside: int) -> np.ndarray:
+    """Cells of the nested mesh in the order in which blocks take them."""
+    if name == "rows":
+        lon, lat = healpix.cell_centres(nside)
+        # cells of one row differ in latitude by rounding alone
+        return np.lexsort([lon, -lat.round(9)])
+    key = np.array([_SHUFFLE_SEED, nside], np.uint64)
+    # raw numbers are the same in every version of numpy and on every machine, permutation() need not be
+    return np.argsort(np.random.Philox(key=key).random_raw(12 * nside**2), kind="stable")
 
 
 def _rotary(stage: StageConfig, theta: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,6 +29,11 @@ ROWS = [("geopotential", 500), ("temperature", 850), ("u_component_of_wind", 250
 ROWS += [("2m_temperature", None), ("mean_sea_level_pressure", None)]
 LEADS = pd.to_timedelta([1, 3, 5, 7, 10], unit="D")
 LEAD = "prediction_timedelta"
+# what the plans of train.py are, for the card
+TRAINED = {
+    "direct": "fair CRPS of two members, one step, then three",
+    "warm": "squared error without noise, then fair CRPS of two members, then rollouts of three with four members",
+}
 
 
 def at(ds: xr.Dataset, name: str, level: int | None, **labels: object) -> xr.DataArray:
@@ -345,7 +350,7 @@ def card(folder: Path, run: dict) -> dict[str, str]:
     )
     updates = " + ".join(str(n) for n in run.get("updates", ()))
     return {
-        "Training": f"fair CRPS of two members, one step, then three; {updates} updates in "
+        "Training": f"{TRAINED[run.get('plan', 'direct')]}; {updates} updates in "
         f"{run.get('minutes', float('nan')):.1f} minutes on {run.get('device', 'an unnamed device')}",
         "Scores": f"{int(z500['samples'].max())} starts of the test year × "
         f"{int(z500['members'])} members; 500 hPa geopotential [m2 s-2] at "

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from variants import SIZES
+
 HERE = Path(__file__).parent
 STEPS = ("simulate", "check", "train", "twin", "evaluate", "sample")
 # what each step leaves
@@ -53,7 +55,23 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     ):
         if (value := getattr(options, name)) is not None:
             simulation += [f"--{name.replace('_', '-')}", str(value)]
-    training = ["train.py", store, str(work), "--seed", str(options.seed)]
+    simulation += [
+        "--longitudes",
+        str(SIZES[options.size].longitudes),
+        "--latitudes",
+        str(SIZES[options.size].latitudes),
+    ]
+    training = [
+        "train.py",
+        store,
+        str(work),
+        "--seed",
+        str(options.seed),
+        "--plan",
+        options.plan,
+        "--size",
+        options.size,
+    ]
     training += ["--batch", str(options.batch)] if options.batch else []
     scoring = ["evaluate.py", store, str(work)]
     for name in ("starts", "members", "long_days", "workers"):
@@ -132,6 +150,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sim-years", type=int, default=10, help="of training; two more for validation and test")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training")
     parser.add_argument("--twin-minutes", type=float, help="of the twin's; as many by default")
+    parser.add_argument("--plan", choices=("direct", "warm"), default="direct", help="of training: train.py says what")
+    parser.add_argument("--size", choices=SIZES, default="bundled", help="of the network and the grid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-seconds", type=float, default=420.0, help="of the simulation; then it ends early")
     kinds: dict[str, Any] = {"step_minutes": float, "spin_minutes": float}

@@ -202,6 +202,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options that change a field of `Settings`."""
     for name in ("years", "days", "truncation", "spin_truncation", "spin_days", "settle_days", "outputs_per_day"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Settings, name))
+    for name in ("longitudes", "latitudes"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Settings, name), help="of the grid that is written")
     for name in ("minutes", "spin_minutes"):
         flag = "--step-minutes" if name == "minutes" else "--spin-minutes"
         parser.add_argument(flag, dest=f"step_{name}", type=float, default=getattr(Settings, name))
@@ -212,7 +214,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_from(options: argparse.Namespace) -> Settings:
     same = ("years", "days", "truncation", "spin_truncation", "spin_days", "settle_days", "outputs_per_day")
-    given = {name: getattr(options, name) for name in (*same, "first_seed", "transform", "limit_seconds")}
+    rest = ("longitudes", "latitudes", "first_seed", "transform", "limit_seconds")
+    given = {name: getattr(options, name) for name in (*same, *rest)}
     return Settings(**given, minutes=options.step_minutes, spin_minutes=options.step_spin_minutes)
 
 

@@ -1,5 +1,8 @@
 """Train the bundled network, or one of its twins: ``python train.py STORE OUT --minutes 4 [--variant twin]``.
 
+``--plan warm`` begins without noise on squared error and ends with rollouts of four members; ``--size evidence`` takes
+the larger network, whose data have 128 × 65 points.
+
 Measures the time of an update first, then fits the number of updates to the minutes. The data stay on the device, and
 each sample is turned by a random longitude and mirrored at the equator with probability ½: the set-up of Held and
 Suarez knows neither longitudes nor hemispheres, so these are samples as good as the simulated ones.
@@ -14,7 +17,8 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ import pandas as pd
 import simulate
 import torch
 import xarray as xr
-from variants import BAND_WEIGHT, BANDS, VARIANTS, network
+from variants import BAND_WEIGHT, MSE, SIZES, VARIANTS, network
 
 import xmosaic
 from xmosaic import Model, Stage, TrainConfig
@@ -36,38 +40,89 @@ VARIABLES = {name: None for name in simulate.SURFACE} | {name: LEVELS for name i
 # these change their sign in the mirror
 ODD = ("v_component_of_wind", "10m_v_component_of_wind")
 RATE = 0.02
-BATCH, ROLLOUT = 16, 3  # samples per update, half as many in rollouts; steps of these
-LONG_SHARE = 0.25  # of the time, for the rollouts of three steps
+BATCH, ROLLOUT = 16, 3  # samples per update, fewer in rollouts; steps of these
 WARM_UP = 20  # updates that are timed, of which the first half does not count
 
 
-def pretraining(batch: int, updates: int) -> Stage:
-    """Single steps."""
-    return Stage(updates, batch_size=batch, learning_rate=RATE, warmup=min(50, updates // 10))
+@dataclass(frozen=True)
+class Part:
+    """One run of a plan; its best weights begin the next.
+
+    Parameters
+    ----------
+    name : str
+        Of its folder.
+    share : float
+        Of the time.
+    rollout : int
+        Steps of a sample.
+    members : int, optional
+        Of an ensemble; by default what the variant has.
+    rate : float
+        Learning rate over `RATE`.
+    fewer : int
+        How many times fewer samples per update than `--batch`.
+    still : bool
+        Without noise, on squared error.
+    """
+
+    name: str
+    share: float
+    rollout: int = 1
+    members: int | None = None
+    rate: float = 1.0
+    fewer: int = 1
+    still: bool = False
+
+    def stage(self, batch: int, updates: int) -> Stage:
+        """Of so many updates."""
+        warmup = min(50, updates // 10) if self.rollout == 1 else updates // 10
+        return Stage(updates, self.rollout, self.samples(batch), RATE * self.rate, warmup=warmup)
+
+    def samples(self, batch: int) -> int:
+        """Of an update."""
+        return max(1, batch // self.fewer)
 
 
-def longer(batch: int, updates: int) -> Stage:
-    """Rollouts of three steps, half as many samples each."""
-    return Stage(updates, ROLLOUT, max(1, batch // 2), RATE / 4, warmup=updates // 10)
+PLANS = {
+    "direct": (Part("1", 0.75), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2)),
+    # how the time is shared, and the second rate, are guesses until a run has been made
+    "warm": (
+        Part("still", 0.3, still=True),
+        Part("1", 0.45, rate=0.5),
+        Part("3", 0.25, ROLLOUT, members=4, rate=0.25, fewer=4),
+    ),
+}
 
 
 def settings(
-    periods: dict[str, Any], stage: Stage, variant: str = "bundled", precision: str = "float32", seed: int = 0
+    periods: dict[str, Any],
+    part: Part,
+    stage: Stage,
+    variant: str = "bundled",
+    size: str = "bundled",
+    precision: str = "float32",
+    seed: int = 0,
 ) -> TrainConfig:
-    """Fair CRPS of two members, of the fields and of their scales; each stage is a run with a best of its own."""
+    """Fair CRPS of two members, of the fields and of their scales; each part is a run with a best of its own."""
     chosen = VARIANTS[variant]
-    usual: dict[str, Any] = {"members": 2, "loss": "crps", "bands": BANDS, "band_weight": BAND_WEIGHT}
+    config = chosen.network(network(size))
+    usual = {"members": 2, "loss": "crps", "bands": SIZES[size].bands, "band_weight": BAND_WEIGHT, **chosen.training}
+    if part.still:
+        config, usual = dataclasses.replace(config, noise_dim=0), usual | MSE
+    elif part.members and config.noise_dim:
+        usual |= {"members": part.members}
     return TrainConfig(
-        network=chosen.network(network()),
+        network=config,
         stages=(stage,),
         **periods,
         variables=VARIABLES,
-        **usual | dict(chosen.training),
+        **usual,
         channel_weights="uniform",
         adam_rate=0.2,
         ema=0.998,
         precision=precision,
-        seed=seed + stage.rollout,
+        seed=seed if part.still else seed + stage.rollout,
         validate_every=max(1, stage.updates // (4 if stage.rollout == 1 else 2)),
         validation_samples=24,
         save_every=10**9,
@@ -219,25 +274,26 @@ def on(device: str) -> Callable[..., Resident]:
     return functools.partial(Resident, device=device)
 
 
-def measure(ds: xr.Dataset, make: Callable[[Stage], TrainConfig], batch: int, device: str) -> tuple[float, float]:
-    """Seconds per update of single steps and of longer rollouts: the median of the second half of a few."""
+def measure(
+    ds: xr.Dataset, make: Callable[[Part, Stage], TrainConfig], parts: Sequence[Part], batch: int, device: str
+) -> list[float]:
+    """Seconds per update of each part: the median of the second half of a few."""
     found = []
-    for stage in (pretraining(batch, WARM_UP), longer(batch, WARM_UP)):
-        config = dataclasses.replace(make(stage), validate_every=10**6, validation_samples=1)
+    for part in parts:
+        config = dataclasses.replace(make(part, part.stage(batch, WARM_UP)), validate_every=10**6, validation_samples=1)
         model = xmosaic.train(ds, config, device=device, loader=on(device), progress=False)
         found.append(float(model.history["seconds"][WARM_UP // 2 :].median()))
-    return found[0], found[1]
+    return found
 
 
-def fit_updates(minutes: float, single: float, longer: float) -> tuple[int, int]:
-    """Updates of both stages that fill the minutes; a twentieth is left for validation.
+def fit_updates(minutes: float, parts: Sequence[Part], seconds: Sequence[float]) -> list[int]:
+    """Updates of each part that fill the minutes; a twentieth is left for validation.
 
-    >>> fit_updates(4.0, 0.05, 0.1)
-    (3420, 570)
+    >>> fit_updates(4.0, PLANS["direct"], [0.05, 0.1])
+    [3420, 570]
     """
-    seconds = 60 * minutes * 0.95
-    counts = (seconds * (1 - LONG_SHARE) / single, seconds * LONG_SHARE / longer)
-    return max(20, int(counts[0])), max(20, int(counts[1]))
+    whole = 60 * minutes * 0.95
+    return [max(20, int(whole * part.share / each)) for part, each in zip(parts, seconds, strict=True)]
 
 
 def train(
@@ -248,42 +304,60 @@ def train(
     device: str | None = None,
     batch: int = BATCH,
     seed: int = 0,
+    plan: str = "direct",
+    size: str = "bundled",
 ) -> Path:
     """Train a variant for so many minutes; the file of the model, weights in 16 bits."""
-    began = time.perf_counter()
+    began, parts = time.perf_counter(), PLANS[plan]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    ds = open_data(store)
+    ds = fitting(open_data(store), size)
     precision = "bfloat16" if device.startswith("cuda") else "float32"
     torch.set_float32_matmul_precision("high")
-    make = functools.partial(settings, periods_of(ds), variant=name, precision=precision, seed=seed)
-    speed = measure(ds, make, batch, device)
-    counts = fit_updates(minutes, *speed)
-    print(f"{name}: {speed[0] * 1e3:.1f} and {speed[1] * 1e3:.1f} ms per update: {counts} updates", flush=True)
+    make = functools.partial(settings, periods_of(ds), variant=name, size=size, precision=precision, seed=seed)
+    speed = measure(ds, make, parts, batch, device)
+    counts = fit_updates(minutes, parts, speed)
+    each = ", ".join(f"{s * 1e3:.1f}" for s in speed)
+    print(f"{name}, {plan} plan: {each} ms per update, {counts} updates", flush=True)
     print(f"{time.perf_counter() - began:.0f} s until training begins", flush=True)
     began, model = time.perf_counter(), None
-    for stage, folder in zip(
-        (pretraining(batch, counts[0]), longer(batch, counts[1])), folders(out, name), strict=True
-    ):
+    for part, count, folder in zip(parts, counts, folders(out, name, plan), strict=True):
         shutil.rmtree(folder, ignore_errors=True)
-        config, loader = make(stage), on(device)
+        config, loader = make(part, part.stage(batch, count)), on(device)
         model = xmosaic.train(ds, config, out=folder, init=model, device=device, loader=loader, progress=True)
         print(*validations(model.history), sep="\n", flush=True)
     facts = {"minutes": (time.perf_counter() - began) / 60, "milliseconds_per_update": [1e3 * s for s in speed]}
-    facts |= {"updates": counts, "samples_per_update": [batch, max(1, batch // 2)]}
+    facts |= {"updates": counts, "samples_per_update": [part.samples(batch) for part in parts]}
+    facts |= {} if plan == "direct" else {"plan": plan}
     facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
-    return export(out, name, facts)
+    return export(out, name, plan, facts)
 
 
-def folders(out: Path, name: str) -> tuple[Path, Path]:
-    """Of the two stages."""
-    return out / f"run_{name}_1", out / f"run_{name}_3"
+def fitting(ds: xr.Dataset, size: str) -> xr.Dataset:
+    """The data, if they have the grid of a size."""
+    wanted, found = (SIZES[size].longitudes, SIZES[size].latitudes), (ds.sizes["longitude"], ds.sizes["latitude"])
+    if found != wanted:
+        raise SystemExit(
+            f"The data have {found[0]} × {found[1]} points, the {size} size takes {wanted[0]} × {wanted[1]}"
+        )
+    return ds
 
 
-def export(out: Path, name: str, facts: dict[str, Any] | None = None) -> Path:
-    """The best model of the last stage that has one, as a small file: weights in 16 bits, with its card."""
-    first, last = (folder / "model.safetensors" for folder in folders(out, name))
-    newer = last.exists() and last.stat().st_mtime > first.stat().st_mtime
-    model = read_model(last if newer else first)
+def folders(out: Path, name: str, plan: str) -> list[Path]:
+    """Of the parts of a plan."""
+    return [out / f"run_{name}_{part.name}" for part in PLANS[plan]]
+
+
+def latest(out: Path, name: str, plan: str) -> Path:
+    """The best model of the last part that has one; what an earlier run left of later parts is older."""
+    made = [path for folder in folders(out, name, plan) if (path := folder / "model.safetensors").exists()]
+    if not made:
+        raise SystemExit(f"No part of the {plan} plan for {name} has left a model in {out}")
+    return max(made, key=lambda path: path.stat().st_mtime)
+
+
+def export(out: Path, name: str, plan: str = "direct", facts: dict[str, Any] | None = None) -> Path:
+    """The best model of the last part that has one, as a small file: weights in 16 bits, with its card."""
+    model = read_model(latest(out, name, plan))
     about = {
         **model.provenance,
         "name": name,
@@ -306,6 +380,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--variant", choices=VARIANTS, default="bundled", help="what variants.py says of it")
+    parser.add_argument("--plan", choices=PLANS, default="direct", help="warm: squared error first, then members")
+    parser.add_argument("--size", choices=SIZES, default="bundled", help="of the network and of the data's grid")
     parser.add_argument("--export", action="store_true", help="only write the best weights of a run that was stopped")
     parser.add_argument("--device")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples per update")
@@ -313,9 +389,9 @@ def main() -> None:
     o = parser.parse_args()
     o.out.mkdir(parents=True, exist_ok=True)
     if o.export:
-        export(o.out, o.variant)
+        export(o.out, o.variant, o.plan)
     else:
-        train(o.store, o.out, o.minutes, o.variant, o.device, o.batch, o.seed)
+        train(o.store, o.out, o.minutes, o.variant, o.device, o.batch, o.seed, o.plan, o.size)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import Any
 from xmosaic import MosaicConfig, StageConfig
 
 # of a field's variance the smallest scales have less than a thousandth: scored at points alone, they come out wrong
-BANDS, BAND_WEIGHT = (8, 16, 24), 0.3
+BAND_WEIGHT = 0.3
 
 
-def network() -> MosaicConfig:
+def small() -> MosaicConfig:
     """5 million parameters, most of them at the coarse stages; the mesh is finer than the grid of 64 × 33."""
     return MosaicConfig(
         stages=(
@@ -25,6 +25,48 @@ def network() -> MosaicConfig:
         num_neighbors=12,
         noise_dim=32,
     )
+
+
+def large() -> MosaicConfig:
+    """18 million parameters; 12 288 cells for the 8320 points of 128 × 65."""
+    return MosaicConfig(
+        stages=(
+            StageConfig(32, 128, 4, 1, local_size=128, block_size=32, block_count=16, encoder_depth=2, decoder_depth=2),
+            StageConfig(16, 256, 8, 2, local_size=128, block_size=32, block_count=8, encoder_depth=2, decoder_depth=2),
+        ),
+        bottleneck=StageConfig(8, 448, 14, 2, 192, 16, 8, encoder_depth=4, decoder_depth=0),
+        num_variables=1,
+        num_neighbors=12,
+        noise_dim=32,
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network for a grid.
+
+    Parameters
+    ----------
+    network : callable
+        Its configuration.
+    longitudes, latitudes : int
+        Points of the grid, poles among them.
+    bands : tuple of int
+        Degrees up to which scales are scored apart.
+    """
+
+    network: Callable[[], MosaicConfig]
+    longitudes: int
+    latitudes: int
+    bands: tuple[int, ...]
+
+
+SIZES = {"bundled": Size(small, 64, 33, (8, 16, 24)), "evidence": Size(large, 128, 65, (16, 32, 48))}
+
+
+def network(size: str = "bundled") -> MosaicConfig:
+    """The configuration of a size."""
+    return SIZES[size].network()
 
 
 def same(config: MosaicConfig) -> MosaicConfig:
@@ -86,4 +128,6 @@ VARIANTS = {
     "without_compressed": Variant("without the compressed branch", changed(branches=("local", "selected"))),
     "without_selected": Variant("without the selected branch", changed(branches=("local", "compressed"))),
     "dense": Variant("dense attention", dense),
+    "rows": Variant("blocks of latitude rows instead of the mesh's", changed(block_order="rows")),
+    "shuffled": Variant("blocks of points from anywhere", changed(block_order="shuffled")),
 }
