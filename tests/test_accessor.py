@@ -125,6 +125,13 @@ def test_options_last_as_long_as_they_should():
 # Pictures
 
 
+def test_options_say_what_they_set():
+    """As the last line of a notebook's cell; a model by its name, not by its card."""
+    with xmosaic.set_options(progress=False) as nothing, (chosen := xmosaic.set_options(model=MODEL, device="cpu")):
+        assert nothing is None
+        assert repr(chosen) == f"set_options(model={MODEL.name!r}, device='cpu')"
+
+
 def test_stamps_show_every_member_the_mean_and_the_spread(fc):
     figure = fc.mosaic.plot.stamps("2m_temperature")
     figure.draw_without_rendering()

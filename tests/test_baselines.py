@@ -32,12 +32,13 @@ def history(start="2001-01-01", end="2004-12-31T18", every="6h", seed=0):
 
 
 def forecast(starts=("2003-02-27", "2003-12-30"), leads=("6h", "24h", "72h")):
-    """A forecast to take starts and leads from."""
+    """A forecast to take starts, leads, variables and levels from."""
     starts, leads = pd.to_datetime(list(starts)), pd.to_timedelta(list(leads))
     shape = (len(starts), 5, len(leads), 3, 3)
     dims = ("time", "number", "prediction_timedelta", "latitude", "longitude")
     coords = {"time": starts, "number": range(1, 6), "prediction_timedelta": leads, **SPACE}
-    return xr.Dataset({"t2m": (dims, np.zeros(shape))}, coords)
+    deep = ((*dims[:3], "level", *dims[3:]), np.zeros((*shape[:3], 2, *shape[3:])))
+    return xr.Dataset({"t2m": (dims, np.zeros(shape)), "z": deep}, coords | {"level": [500, 850]})
 
 
 MADE = {
@@ -135,6 +136,43 @@ def test_a_mesh_keeps_its_description(name):
     assert made.t2m.dims[-1] == "cell" and made.t2m.attrs["grid_mapping"] == "crs"
     assert made.crs.attrs == mesh.crs.attrs
     xr.testing.assert_identical(made.cell, mesh.cell)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_variables_and_levels_are_those_of_the_forecast(name):
+    """As far as they are there, in its order, by whatever names and units of levels; and nothing else is read."""
+    ds, fc = history("2002-12-01", "2005-04-01T18"), forecast()
+    whole = MADE[name](ds, fc)
+    xr.testing.assert_equal(MADE[name](ds, fc[["t2m"]]), whole[["t2m"]])
+    xr.testing.assert_equal(MADE[name](ds, fc[["z"]].isel(level=[1, 0])), whole[["z"]].isel(level=[1, 0]))
+    xr.testing.assert_equal(MADE[name](ds, fc.sel(level=850)), whole.sel(level=850))
+    theirs = fc[["z"]].sel(level=[850]).rename(z="geopotential", level="pressure_level")
+    theirs["pressure_level"] = ("pressure_level", [85000.0], {"units": "Pa"})
+    xr.testing.assert_equal(MADE[name](ds, theirs), whole[["z"]].sel(level=[850]))
+    more = fc.assign(rain=fc["t2m"]).reindex(level=[300, 500])
+    xr.testing.assert_equal(MADE[name](ds, more), whole.sel(level=[500]))
+    xr.testing.assert_equal(MADE[name](ds, fc["z"].rename(None)), whole)
+    xr.testing.assert_equal(
+        MADE[name](ds["z"].rename("mine"), fc["z"].sel(level=[500])).rename("z"), whole.z.sel(level=[500])
+    )
+    assert list(MADE[name](ds, fc[["z", "t2m"]])) == ["z", "t2m"]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_forecast_of_other_variables_or_levels_is_refused(name):
+    ds, fc = history("2002-12-01", "2005-04-01T18"), forecast()
+    with pytest.raises(DatasetError, match=r"none of the forecast's variables.*'t2m'.*'rain'.*time= and lead="):
+        MADE[name](ds, fc[["t2m"]].rename(t2m="rain"))
+    with pytest.raises(DatasetError, match="none of the forecast's levels. Found 500, 850 hPa.*300 hPa"):
+        MADE[name](ds, fc.reindex(level=[300]))
+
+
+def test_a_fitted_climatology_is_cut_to_the_forecast_too():
+    ds, fc = history("2002-12-01", "2005-04-01T18"), forecast()
+    fitted = b.fit_climatology(ds)
+    xr.testing.assert_equal(
+        b.climatology(fitted, fc[["z"]].sel(level=850)), b.climatology(ds, fc)[["z"]].sel(level=850)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- persistence

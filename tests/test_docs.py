@@ -1,5 +1,9 @@
 """README, changelog and documentation say what the package does."""
 
+import ast
+import importlib
+import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -10,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import xmosaic
+from xmosaic.accessor import DataArrayAccessor, DatasetAccessor, _Plots
 from xmosaic.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +105,7 @@ def test_readme_commands_exist():
             assert callable(_parser().parse_args(command[1:]).run)
         if command[0] == ".venv/bin/pip":
             assert (ROOT / command[command.index("-c") + 1]).is_file()
-    assert [".venv/bin/python", "-m", "pytest"] in _commands()
+    assert [".venv/bin/python", "-m", "pytest"] in [command[:3] for command in _commands()]
     project = (ROOT / "pyproject.toml").read_text()
     assert "test = [" in project
     assert 'xmosaic = "xmosaic.cli:main"' in project
@@ -170,3 +175,239 @@ def test_notebooks_are_kept_without_outputs(notebook):
 
 def test_there_is_a_notebook():
     assert "verify_a_forecast" in {notebook.stem for notebook in NOTEBOOKS}
+
+
+# ----------------------------------------------------------------------------------------------------------- links
+
+
+def _texts() -> dict[Path, str]:
+    """What is read as Markdown, without code: pages, READMEs, and the text of notebooks."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    found = {page: page.read_text() for page in [*pages, *(ROOT / "docs" / "api").glob("*.md")]}
+    for notebook in NOTEBOOKS:
+        cells = json.loads(notebook.read_text())["cells"]
+        found[notebook] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return {page: re.sub(r"^(`{3,}).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE) for page, text in found.items()}
+
+
+TEXTS = _texts()
+
+
+def _anchors(text: str) -> set[str]:
+    """What headings are called in links, as GitHub and MyST make it."""
+    heads = re.findall(r"^#+ +(.*?) *$", text, flags=re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head).lower() for head in heads]
+    return {re.sub(r"[^\w\- ]", "", head).replace(" ", "-") for head in plain}
+
+
+def _links(text: str) -> list[str]:
+    inline = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link for link in inline if not re.match(r"[a-z]+:", link)]
+
+
+def _broken(page: Path, link: str) -> str:
+    """What is wrong with a link of a page; empty if nothing is."""
+    name, _, anchor = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    if target.parent == ROOT / "docs" / "notebooks":  # copied there by conf.py
+        target = ROOT / "examples" / target.name
+    if not target.exists():
+        return f"{page.name}: no {name}"
+    known = not anchor or target not in TEXTS or anchor in _anchors(TEXTS[target])
+    return "" if known else f"{page.name}: {name} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    """Between the pages, READMEs and notebooks: the file is there, and so is the heading."""
+    assert [problem for link in _links(TEXTS[page]) if (problem := _broken(page, link))] == []
+
+
+def test_broken_links_are_noticed():
+    page = ROOT / "README.md"
+    assert _anchors("# A `b`, c: d?\n") == {"a-b-c-d"}
+    assert _links("[a](b.md#c) ![d](e.png) [f](https://g.h)") == ["b.md#c", "e.png"]
+    assert _broken(page, "docs/nowhere.md") == "README.md: no docs/nowhere.md"
+    assert _broken(page, "docs/faq.md#nothing") == "README.md: docs/faq.md has no heading #nothing"
+    assert _broken(page, "docs/faq.md#cuda-out-of-memory") == ""
+
+
+@pytest.mark.parametrize("page", [*(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_cards_lead_to_pages(page):
+    named = re.findall(r"^:link: (.*)$", page.read_text(), flags=re.MULTILINE)
+    there = [(page.parent / name).with_suffix(".md").exists() for name in named]
+    notebooks = [(ROOT / "examples" / Path(name).name).with_suffix(".ipynb").exists() for name in named]
+    assert all(a or b for a, b in zip(there, notebooks, strict=True))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_names_in_the_text_exist(page):
+    """`ds.mosaic.name(…)`, `….mosaic.plot.name` and `xmosaic.name` of every page, run or not."""
+    text = page.read_text()
+    accessors = {*dir(DatasetAccessor), *dir(DataArrayAccessor)}
+    assert set(re.findall(r"\.mosaic\.(?!plot\b)([a-z]\w*)", text)) - {"name"} <= accessors
+    assert set(re.findall(r"\.mosaic\.plot\.(\w+)", text)) <= set(dir(_Plots))
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    modules |= {"set", "value"} if page.name == "explore.md" else set()  # JavaScript's
+    assert set(re.findall(r"(?<![\w./-])xmosaic\.(?!toml)([A-Za-z]\w*)", text)) <= {*dir(xmosaic), *modules}
+
+
+# ------------------------------------------------------------------------------------------------------ docstrings
+
+# What still lacks an example or a list of errors; nothing may be added.
+OWED = set(
+    """
+    Model Mosaic MosaicConfig Stage StageConfig TrainConfig benchmark convert_published diagnostics.acc
+    diagnostics.band_rmse diagnostics.bias diagnostics.brier diagnostics.climatology
+    diagnostics.climatology_at diagnostics.coherence diagnostics.conservation diagnostics.crps
+    diagnostics.crps_skill diagnostics.dry_mass diagnostics.effective_resolution
+    diagnostics.energy_score diagnostics.fit_climatology diagnostics.geostrophic_balance
+    diagnostics.hydrostatic_residual diagnostics.mae diagnostics.mass_drift diagnostics.persistence
+    diagnostics.rank_histogram diagnostics.reliability diagnostics.rmse diagnostics.score_sums
+    diagnostics.scores_from diagnostics.spectral_error diagnostics.spectral_log_error
+    diagnostics.spectral_ratio diagnostics.spectral_slope diagnostics.spread diagnostics.spread_skill
+    diagnostics.threshold_weighted_crps diagnostics.total_column_water diagnostics.total_energy
+    dialects.Problem dialects.Recognition explore.Explorer forecast load_model open_forecast plot.mass
+    plot.plume plot.rank_histogram plot.ratio plot.ratio_panels plot.reliability plot.score_panels
+    plot.skill plot.spectra plot.spread plot.stamps plot.tracks plot_history read_history rollout
+    state.Report to_dialect to_latlon to_markdown tracks.ensemble_mean_track tracks.track_error train
+    training.recipes.paper_era5 training.recipes.paper_hres training.recipes.small write_report written
+    """.split()  # noqa: SIM905
+)
+
+
+def _listed() -> list[str]:
+    page = (ROOT / "docs" / "api" / "functions.md").read_text()
+    blocks = re.findall(r"autosummary::\n(.*?)```", page, flags=re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()[:1] not in ("", ":")]
+
+
+def _resolve(name: str):
+    """What a name of the API page is, without what is wrapped around it."""
+    *home, last = name.split(".")
+    where = (
+        ".".join(["xmosaic", *home])
+        if home
+        else f"xmosaic.{xmosaic._HOME_OF[last]}"
+        if last in xmosaic._HOME_OF
+        else "xmosaic"
+    )
+    found = getattr(importlib.import_module(where), last)
+    return found if inspect.isclass(found) else inspect.unwrap(found)
+
+
+def _sections(found) -> dict[str, str]:
+    """Title → text of a numpydoc docstring; what comes first is under "Summary"."""
+    parts = re.split(r"^([A-Z][\w ]+)\n-+$", inspect.getdoc(found) or "", flags=re.MULTILINE)
+    return {"Summary": parts[0].strip()} | dict(zip(parts[1::2], (p.strip() for p in parts[2::2]), strict=True))
+
+
+def _raising(function) -> bool:
+    """Whether it, or a function of its module that it comes by, has a `raise`."""
+    body = ast.parse(Path(inspect.getsourcefile(function)).read_text()).body
+    here = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    seen, todo = set(), [function.__name__]
+    while todo:
+        name = todo.pop()
+        if name in here and name not in seen:
+            seen.add(name)
+            nodes = list(ast.walk(here[name]))
+            if any(isinstance(node, ast.Raise) for node in nodes):
+                return True
+            todo += [n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    return False
+
+
+def _lacking(name: str) -> list[str]:
+    """Sections that the docstring of a public object should have and hasn't."""
+    found = _resolve(name)
+    there = _sections(found)
+    wanted = {"Summary"}
+    if not (inspect.isclass(found) and issubclass(found, Exception)):
+        wanted.add("Examples")
+    if inspect.isfunction(found):
+        wanted.add("Yields" if "Yields" in there else "Returns")
+        wanted |= {"Raises"} if _raising(found) else set()
+        described = set(
+            re.findall(
+                r"[*\w]+", " ".join(re.findall(r"^\S.*?(?= :|$)", there.get("Parameters", ""), flags=re.MULTILINE))
+            )
+        )
+        absent = set(inspect.signature(found).parameters) - {word.lstrip("*") for word in described}
+        wanted |= {f"parameter {name}" for name in absent}
+    if ">>>" not in there.get("Examples", ">>>"):
+        wanted.add("an example that runs")
+    return sorted(section for section in wanted if not there.get(section))
+
+
+@pytest.mark.parametrize("name", _listed())
+def test_public_docstring_is_complete(name):
+    """Summary, every parameter, what comes back, what is raised, and an example, which the doctests run."""
+    assert not _lacking(name) or name in OWED
+
+
+def test_incomplete_docstrings_are_noticed(monkeypatch):
+    def bare(first, *second):
+        """Do something.
+
+        Parameters
+        ----------
+        first : int
+        """
+        raise ValueError
+
+    monkeypatch.setattr(sys.modules[__name__], "_resolve", lambda name: bare)
+    monkeypatch.setattr(sys.modules[__name__], "_raising", lambda function: True)
+    assert _lacking("bare") == ["Examples", "Raises", "Returns", "parameter second"]
+
+
+def test_raising_is_followed_through_helpers():
+    from xmosaic.diagnostics.scores import spread
+    from xmosaic.variables import published_schema
+
+    assert _raising(spread)  # through needs_two
+    assert not _raising(published_schema)
+
+
+def test_public_methods_say_what_they_do():
+    bare = []
+    for name in _listed():
+        found = _resolve(name)
+        for each, member in vars(found).items() if inspect.isclass(found) else ():
+            if not each.startswith("_") and (callable(member) or isinstance(member, property | classmethod)):
+                bare += [] if inspect.getdoc(getattr(found, each)) else [f"{name}.{each}"]
+    assert set(bare) <= {"StageConfig.points", "StageConfig.head_dim", "StageConfig.hidden"}  # their names say it
+
+
+# --------------------------------------------------------------------------------------- citation, release, baseline
+
+
+def test_citation_has_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^version: {re.escape(xmosaic.__version__)}$", citation, flags=re.MULTILINE)
+    assert "10.48550/arXiv.2604.16429" in citation
+    assert "license: BSD-3-Clause" in citation
+
+
+def test_scripts_of_ci_can_be_run():
+    for name in ("run", "bench", "release"):
+        script = ROOT / ".ci" / name
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        assert script.stat().st_mode & 0o100, f"{name} isn't executable"
+
+
+def _ratios():
+    spec = importlib.util.spec_from_file_location("ratios", Path(__file__).with_name("benchmarks") / "ratios.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_baseline_has_every_ratio_and_moves_are_told():
+    ratios = _ratios()
+    stored = json.loads(ratios.BASELINE.read_text())["ratios"]
+    assert stored.keys() == ratios.ALL.keys()
+    assert all(0 < one["least"] <= one["median"] <= one["most"] for one in stored.values())
+    before = {"median": 2.0, "least": 1.9, "most": 2.2}
+    said = [ratios.verdict({"median": now}, before) for now in (3.0, 2.6, 1.6, 1.0)]
+    assert said == ["SLOWER: 1.50 times", "as before", "as before", "faster: 0.50 times"]

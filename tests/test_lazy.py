@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 import time
+import warnings
 
 import dask
 import numpy as np
@@ -114,15 +115,61 @@ def test_stored_lazily(tmp_path):
     fc.isel(number=0, time=slice(1, 3)).to_zarr(tmp_path / "part.zarr", consolidated=False)
     part = xr.open_zarr(tmp_path / "part.zarr", consolidated=False)
     np.testing.assert_array_equal(part["geopotential"], eager["geopotential"][1:, 0])
-    layout = {n: {"chunks": v.encoding["chunks"], "shards": v.data.chunksize} for n, v in fc.items()}  # docs/large.md
-    fc.to_zarr(tmp_path / "shards.zarr", encoding=layout, consolidated=False)
-    sharded = xr.open_zarr(tmp_path / "shards.zarr", consolidated=False)
-    assert sharded["geopotential"].encoding["shards"] == (1, 2, 3, 2, 7, 12)
-    same(sharded, eager)
     fc.to_zarr(tmp_path / "two.zarr", zarr_format=2)
     fc.to_netcdf(tmp_path / "fc.nc")
     with xr.open_dataset(tmp_path / "fc.nc", decode_timedelta=True) as read:
         np.testing.assert_array_equal(read["geopotential"], eager["geopotential"])
+
+
+def layout_of(path):
+    ds = xr.open_zarr(path)
+    return {n: {k: v.encoding[k] for k in ("chunks", "shards", "compressors", "_FillValue")} for n, v in ds.items()}
+
+
+@pytest.mark.parametrize("time", [None, STARTS])
+def test_written_in_the_layout_of_a_store(tmp_path, time):
+    """The same chunks, shards, packing and numbers; lazily and from memory, whole and in part."""
+    fc, eager = run(chunks={"number": 2}, time=time), run(time=time)
+    run(time=time, store=tmp_path / "store.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fc.mosaic.to_zarr(tmp_path / "lazy.zarr")
+        same(xr.open_zarr(tmp_path / "lazy.zarr"), eager)
+    assert str(layout_of(tmp_path / "lazy.zarr")) == str(layout_of(tmp_path / "store.zarr"))
+    parts = {
+        "one": fc.isel(number=0),
+        "from 2 on": fc.isel(number=slice(1, None), prediction_timedelta=[0, 2]),
+        "turned": fc.transpose("latitude", ...),
+        "in pieces": fc.chunk(latitude=2, number=1, prediction_timedelta=2),
+        "in memory": eager,
+        "read again": xr.open_zarr(tmp_path / "store.zarr").isel(number=slice(1, 4)),
+    }
+    for name, part in parts.items():
+        part.mosaic.to_zarr(tmp_path / f"{name}.zarr")
+        xr.testing.assert_equal(xr.open_zarr(tmp_path / f"{name}.zarr").load(), part.compute())
+    assert layout_of(tmp_path / "in memory.zarr")["geopotential"]["shards"][-5:-3] == (5, 3)
+
+
+def test_writing_waits_where_it_is_asked_to(tmp_path, monkeypatch):
+    made = count_steps(monkeypatch)
+    later = run(chunks={"number": 2}).mosaic.to_zarr(tmp_path / "fc.zarr", compute=False)
+    assert not made
+    later.compute()
+    same(xr.open_zarr(tmp_path / "fc.zarr"), run())
+
+
+@pytest.mark.parametrize(
+    ("ds", "options", "error", "message"),
+    [
+        (DS, {}, DatasetError, "This is no forecast.*'time'.*xmosaic.forecast"),
+        (None, {"encoding": {}}, ArgumentError, "encoding= can't be chosen here.*own to_zarr"),
+        (None, {"zarr_format": 2}, ArgumentError, "zarr_format= can't be chosen here"),
+    ],
+)
+def test_writing_refuses(tmp_path, ds, options, error, message):
+    with pytest.raises(error, match=message):
+        (run(chunks={}) if ds is None else ds).mosaic.to_zarr(tmp_path / "fc.zarr", **options)
+    assert not (tmp_path / "fc.zarr").exists()
 
 
 # One task per block, where and when it is needed

@@ -17,6 +17,7 @@ from xmosaic.diagnostics.conservation import mass_drift
 from xmosaic.diagnostics.spectra import spectra, spectral_ratio
 from xmosaic.errors import ArgumentError, DatasetError
 from xmosaic.grid import LatLonGrid
+from xmosaic.healpix import cell_centres, cells_at
 from xmosaic.plot.calibration import effective_points
 from xmosaic.plot.cyclones import _ellipse, _path
 from xmosaic.plot.style import coastlines, units_text
@@ -83,6 +84,7 @@ def title(figure):
 PICTURES = {
     "stamps": lambda: plot.stamps(FC),
     "spread": lambda: plot.spread(FC, TRUTH),
+    "plume": lambda: plot.plume(FC, TRUTH, latitude=41, longitude=-100),
     "spectra": lambda: plot.spectra(FC, TRUTH),
     "ratio": lambda: plot.ratio(FC, TRUTH),
     "rank_histogram": lambda: plot.rank_histogram(FC, TRUTH),
@@ -129,6 +131,7 @@ def test_nothing_lies_outside_the_picture_or_on_another_text(name):
     {
         "stamps": ["longitude [°E]", "latitude [°N]", "Geopotential [m² s⁻²]", "standard deviation [m² s⁻²]"],
         "spread": ["lead [days]", "spread and error [m² s⁻²]", "standard deviation [m² s⁻²]"],
+        "plume": ["valid time", "Geopotential at 500 hPa [m² s⁻²]"],
         "spectra": ["total wavenumber", "power [m⁴ s⁻⁴]"],
         "ratio": ["total wavenumber", "power over the truth's"],
         "rank_histogram": ["rank of the truth among 5 members", "relative frequency"],
@@ -147,7 +150,7 @@ def test_untrained_models_are_called_so_everywhere():
     fc = FC.assign_attrs(comment="UNTRAINED: random weights")
     pictures = [plot.stamps(fc), plot.spread(fc), plot.spectra(fc), plot.ratio(fc, TRUTH), plot.skill(fc, TRUTH)]
     pictures += [plot.rank_histogram(fc, TRUTH), plot.reliability(fc, TRUTH, 0.0), plot.mass(fc)]
-    pictures += [plot.tracks(STORM.assign_attrs(fc.attrs), near=(20, 175))]
+    pictures += [plot.tracks(STORM.assign_attrs(fc.attrs), near=(20, 175)), plot.plume(fc, latitude=0, longitude=0)]
     assert all("UNTRAINED model: random weights, no skill" in title(figure) for figure in pictures)
     assert "UNTRAINED" not in title(plot.spread(FC))
 
@@ -302,6 +305,177 @@ def test_spread_needs_no_truth():
     mean = expected.weighted(weights).mean(("time", "latitude", "longitude")) ** 0.5
     np.testing.assert_allclose(lines(ax)["spread"].get_ydata(), mean)
     assert len(lines(ax)) == 1
+
+
+# Plumes
+
+
+def member_lines(ax):
+    """Values of each member, (member, time)."""
+    return np.array(
+        [line.get_ydata() for line in ax.lines if line.get_linewidth() < 1 and line.get_color() == "#0072B2"]
+    )
+
+
+def test_plume_is_the_nearest_point_s_members_from_the_start_of_the_truth_on():
+    """41° N, 100° W lies nearest to 45° N, 255° E on 15° × 15°."""
+    figure = plot.plume(FC, TRUTH, "z850", latitude=41, longitude=-100, time="2020-01-04")
+    (ax,) = figure.axes
+    point = {"level": 850, "latitude": 45.0, "longitude": 255.0}
+    members = FC["geopotential"].sel(point).sel(time="2020-01-04").transpose("number", LEAD).values
+    start = float(TRUTH["geopotential"].sel(point).sel(time="2020-01-04"))
+    drawn = member_lines(ax)
+    np.testing.assert_allclose(drawn[:, 0], start)
+    np.testing.assert_allclose(drawn[:, 1:], members)
+    np.testing.assert_allclose(lines(ax)["median"].get_ydata()[1:], np.median(members, axis=0), rtol=1e-6)
+    truth = lines(ax)["truth"]
+    times = pd.date_range("2020-01-03", "2020-01-09")  # a quarter of five days before the start
+    np.testing.assert_array_equal(truth.get_xdata(), times.values)
+    np.testing.assert_array_equal(truth.get_ydata(), TRUTH["geopotential"].sel(point).sel(time=times))
+    assert "grid point 45°N 105°W, nearest to 41°N 100°W" in title(figure).replace("\n", ", ")
+    assert "5 members" in title(figure)
+    assert "start 2020-01-04T00" in title(figure)
+
+
+def test_plume_bands_hold_their_share_of_outcomes():
+    """Of a truth that is one more draw: (M − 1)/(M + 1) lie between the extremes, so 80 % need nine members."""
+    rng = np.random.default_rng(0)
+    leads = pd.to_timedelta(np.arange(1, 2001), "h")
+    values = rng.normal(size=(20, 2000))
+    fc = xr.DataArray(values[:19], {"number": np.arange(19), LEAD: leads}, name="t2m")
+    bands = [c for c in plot.plume(fc).axes[0].collections if c.get_label().startswith("middle")]
+    for band, share in zip(bands, (0.8, 0.5), strict=True):
+        path = band.get_paths()[0].vertices[:, 1]
+        low, high = path[1:2001], path[2002:-1][::-1]
+        inside = ((values[19] > low) & (values[19] < high)).mean()
+        assert abs(inside - share) < 4 * np.sqrt(share * (1 - share) / 2000)
+    for count, expected in ((2, []), (8, ["middle 50 %"]), (9, ["middle 80 %", "middle 50 %"])):
+        ax = plot.plume(fc.isel(number=slice(count))).axes[0]
+        assert [c.get_label() for c in ax.collections if c.get_label().startswith("middle")] == expected
+
+
+def test_plume_on_the_mesh_is_of_the_cell_that_holds_the_place():
+    mesh = FC.mosaic.to_healpix(8)
+    figure = plot.plume(mesh, variable="msl", latitude=41, longitude=-100)
+    cell = int(cells_at(8, -100, 41))
+    members = mesh["mean_sea_level_pressure"].isel(time=0, cell=cell).transpose("number", LEAD)
+    np.testing.assert_allclose(member_lines(figure.axes[0]), members)
+    east, north = (axis[cell] for axis in cell_centres(8))
+    assert f"cell {north:.2f}°N {360 - east:.2f}°W, nearest to 41°N 100°W" in title(figure).replace("\n", ", ")
+    shuffled = mesh.isel(cell=np.random.default_rng(0).permutation(mesh.sizes["cell"]))
+    again = plot.plume(shuffled, variable="msl", latitude=41, longitude=-100)
+    np.testing.assert_array_equal(member_lines(again.axes[0]), member_lines(figure.axes[0]))
+
+
+def test_plume_with_a_truth_of_another_place_says_so_and_does_not_begin_there():
+    theirs = TRUTH.isel(longitude=slice(1, None, 2))  # 30° apart
+    figure = plot.plume(FC, theirs, latitude=45, longitude=0)
+    assert "truth of grid point 45°N 15°E, nearest to 45°N 0°" in title(figure)
+    assert member_lines(figure.axes[0]).shape == (5, 5)
+
+
+def test_plume_takes_a_truth_in_other_units_and_names():
+    theirs = (TRUTH[["mean_sea_level_pressure"]] / 100).rename(mean_sea_level_pressure="msl", latitude="lat")
+    theirs["msl"].attrs["units"] = "hPa"
+    for lazy in (False, True):
+        other = theirs.chunk(time=1) if lazy else theirs
+        there = plot.plume(FC.chunk(time=1) if lazy else FC, other, "msl", latitude=0, longitude=0).axes[0]
+        ours = plot.plume(FC, TRUTH, "msl", latitude=0, longitude=0).axes[0]
+        np.testing.assert_allclose(lines(there)["truth"].get_ydata(), lines(ours)["truth"].get_ydata(), rtol=1e-6)
+    theirs["msl"].attrs["units"] = "K"
+    with pytest.raises(DatasetError, match="truth has other units"):
+        plot.plume(FC, theirs, "msl", latitude=0, longitude=0)
+
+
+def test_plume_of_one_forecast_and_of_a_place_chosen_before():
+    point = FC.isel(number=0).sel(latitude=30, longitude=60)
+    ax = plot.plume(point, TRUTH).axes[0]
+    assert set(lines(ax)) == {"forecast", "truth", "start"}
+    np.testing.assert_array_equal(lines(ax)["forecast"].get_ydata()[1:], point["geopotential"].isel(time=0, level=0))
+    one = plot.plume(FC.isel({LEAD: [2]}), latitude=30, longitude=60).axes[0]
+    assert one.lines[0].get_marker() == "o"
+
+
+NO_MESH = FC.mosaic.to_healpix(2).drop_vars(["crs", "cell"])
+
+
+@pytest.mark.parametrize("east", [-180, 180, 179.99, -179.99])
+def test_plume_finds_places_across_the_date_line(east):
+    west = FC.assign_coords(longitude=(FC["longitude"] + 180) % 360 - 180).sortby("longitude")
+    for fc in (FC, west):
+        assert "180°" in title(plot.plume(fc, latitude=0, longitude=east))
+
+
+@pytest.mark.parametrize(
+    ("fc", "truth", "options", "error", "message"),
+    [
+        (FC, None, {}, ArgumentError, "of one place, and latitude= is missing. Pass latitude="),
+        (FC, None, {"latitude": 0}, ArgumentError, "longitude= is missing"),
+        (FC, None, {"latitude": 91, "longitude": 0}, ArgumentError, "latitude=91 .*-90 … 90"),
+        (FC, None, {"latitude": np.nan, "longitude": 0}, ArgumentError, "latitude=nan"),
+        (FC, None, {"latitude": "Paris", "longitude": 0}, ArgumentError, "latitude='Paris'"),
+        (FC.sel(latitude=slice(0, 45)), None, {"latitude": -60, "longitude": 0}, ArgumentError, "60°S 0° lies outside"),
+        (FC.mean("longitude"), None, {"latitude": 0, "longitude": 0}, DatasetError, "no place to choose"),
+        (
+            FC.mosaic.to_healpix(2).drop_vars(["crs", "cell"]),
+            None,
+            {"latitude": 0, "longitude": 0},
+            DatasetError,
+            "mesh",
+        ),
+        (
+            FC,
+            TRUTH.isel(time=slice(0, 0)),
+            {"latitude": 0, "longitude": 0},
+            DatasetError,
+            "none of the forecast's times",
+        ),
+        (FC, TRUTH.isel(time=0), {"latitude": 0, "longitude": 0}, DatasetError, "not along time"),
+        (FC.drop_vars("time"), TRUTH, {"latitude": 0, "longitude": 0}, DatasetError, "no start"),
+        (FC.expand_dims(model=2), None, {"latitude": 0, "longitude": 0}, DatasetError, "dimension 'model'.*isel"),
+        (FC, None, {"latitude": 0, "longitude": 0, "level": 10}, ArgumentError, "500, 850"),
+    ],
+)
+def test_plume_refuses(fc, truth, options, error, message):
+    with pytest.raises(error, match=message):
+        plot.plume(fc, truth, **options)
+
+
+# Panels of a benchmark
+
+
+@pytest.fixture(scope="module")
+def result():
+    return xmosaic.benchmark({"ours": FC, "one": FC.isel(number=0)}, TRUTH, progress=False, resamples=20, mass=False)
+
+
+def test_panels_draw_the_estimates_of_a_benchmark(result):
+    figure = plot.score_panels(result, [("geopotential", 850), ("mean_sea_level_pressure", None)], ["rmse"])
+    fields = result["geopotential"].sel(level=850), result["mean_sea_level_pressure"]
+    for ax, field in zip(figure.axes, fields, strict=True):
+        expected = field.sel(score="rmse", bound="estimate", forecast="ours")
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), expected)
+    figure = plot.ratio_panels(result, [("geopotential", 850)], ["2D", "5D"])
+    ratio = result["geopotential_spectral_ratio"].sel(level=850, bound="estimate", forecast="ours")
+    for ax, lead in zip(figure.axes, ("2D", "5D"), strict=True):
+        expected = ratio.sel({LEAD: pd.Timedelta(lead)}).isel(total_wavenumber=slice(1, None))
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), expected)
+    assert len(plot.ratio_panels(result, [("geopotential", 850)]).axes) == 3
+
+
+def test_panels_refuse_by_name(result):
+    z = [("geopotential", 500)]
+    for call, error, message in (
+        (lambda: plot.score_panels(FC, z), DatasetError, "no result of a benchmark.*xmosaic.benchmark"),
+        (lambda: plot.score_panels(result, []), ArgumentError, "fields= is empty"),
+        (lambda: plot.score_panels(result, [("rain", None)]), ArgumentError, "'rain'.*'geopotential'"),
+        (lambda: plot.score_panels(result, [("geopotential", 300)]), ArgumentError, "level 300.*500, 850"),
+        (lambda: plot.score_panels(result, z, ["luck"]), ArgumentError, "'luck'.*'crps'"),
+        (lambda: plot.ratio_panels(result, z, ["9D"]), ArgumentError, "'9D'"),
+        (lambda: plot.ratio_panels(result.drop_vars("geopotential_spectral_ratio"), z), DatasetError, "spectra=True"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
 
 
 @pytest.mark.parametrize("score", ["crps", "rmse", "mae", "bias", "spread_skill"])

@@ -173,6 +173,18 @@ def test_what_a_fix_says_makes_it_work():
     assert report(gap, time="2020-02-29 00:00:00").ok
 
 
+def test_a_report_says_each_thing_once():
+    """A variable that isn't there, levels that several lack, and longitudes that are turned."""
+    west = DS.assign_coords(longitude=(DS["longitude"] + 180) % 360 - 180).sortby("longitude")
+    turned = report(west)
+    assert len([note for note in turned.notes if "180" in note or "360" in note]) == 1
+    (problem,) = report(DS.sel(level=[500])).problems
+    assert str(problem).startswith("'geopotential', 'u_component_of_wind' lack levels 850 hPa")
+    missing = report(DS.drop_vars("geopotential"))
+    (line,) = [row for row in repr(missing).splitlines() if "geopotential" in row and "←" in row]
+    assert line.endswith("← not found")
+
+
 def test_odd_but_possible_values_are_a_note_not_a_problem():
     found = report(edited("u_component_of_wind", lambda u: u + 200))
     assert found.ok

@@ -222,6 +222,57 @@ def test_unwritten_is_told_from_nan(tmp_path, monkeypatch):
         assert "status" not in xr.open_zarr(path).attrs and "written" not in whole.coords
 
 
+@pytest.mark.parametrize("time", ["2020-03-01", ["2020-02-28", "2020-03-01"]])
+def test_asking_while_the_store_is_laid_out(tmp_path, monkeypatch, time):
+    """At every stage of it: nothing is written yet, of the forecast that comes."""
+    from xmosaic.store import record
+
+    seen, path = [], tmp_path / "fc.zarr"
+
+    def asking(name):
+        made = getattr(record, name)
+
+        def ask(*args, **kwargs):
+            made(*args, **kwargs)
+            seen.append(xmosaic.written(path))
+            with pytest.raises(StoreError, match="only just been begun"):
+                open_forecast(path)
+
+        return ask
+
+    for name in ("create_record", "create_arrays", "mark"):
+        monkeypatch.setattr(record, name, asking(name))
+    layouts = xmosaic.store.sink.layouts
+    monkeypatch.setattr(xmosaic.store.sink, "layouts", lambda *a: [seen.append(xmosaic.written(path)), layouts(*a)][1])
+    break_off(monkeypatch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, time=time, batch_size=2)
+    assert len(seen) == 4
+    monkeypatch.undo()
+    whole = run(path, time=time, batch_size=2)
+    for asked in seen:
+        xr.testing.assert_identical(asked, xr.zeros_like(xmosaic.written(path)))
+    assert whole.sizes["number"] == 5
+
+
+def test_asking_before_anything_is_there(tmp_path):
+    """A folder that only holds the lock."""
+    (tmp_path / "xmosaic_record" / "written").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(StoreError, match="holds no record.*ask again in a moment"):
+            xmosaic.written(path)
+
+
+def test_labels_of_a_store_are_in_memory(tmp_path):
+    """Those that say what to read are at hand without dask; fields stay lazy."""
+    fc = run(tmp_path / "fc.zarr", time=["2020-02-28", "2020-03-01"])
+    for opened in (fc, open_forecast(tmp_path / "fc.zarr")):
+        assert not any(coord.chunks for coord in opened.coords.values())
+        assert all(field.chunks for field in opened.data_vars.values())
+        expected = np.add.outer(fc["time"].values, fc["prediction_timedelta"].values)
+        np.testing.assert_array_equal(opened["valid_time"], expected)
+
+
 def test_record_of_no_forecast(tmp_path):
     with pytest.raises(MosaicError, match="no record of a forecast"):
         xmosaic.written(tmp_path / "nothing.zarr")

@@ -95,8 +95,10 @@ def test_history_is_labelled(run):
     assert np.isfinite(history["loss"]).all()
     assert history["learning_rate"][0] == 0.02
     assert {v.attrs["units"] for v in history.data_vars.values()} == {"1", "s"}
-    last_stage = history["validation_crps"][history["validation_update"].values > 6]
+    last_stage = history["validation_crps"].sel(validation_update=slice(7, None))
     assert model.provenance["validation_crps"] == last_stage.min()
+    table = history["validation_crps_by_channel"].to_pandas()  # labelled by update and channel
+    assert table.loc[8, "geopotential_850"] == history["validation_crps_by_channel"][2, 2]
 
 
 def test_statistics_are_those_of_the_training_period(run):
@@ -122,6 +124,37 @@ def test_picture_of_the_history(run):
     assert len(plot_history(out).axes) == 4
     with pytest.raises(DatasetError, match="no history"):
         plot_history(load_model(out / "model.safetensors"))
+
+
+def test_picture_of_the_history_hides_nothing_and_says_what_its_lines_are(run):
+    """Power far from the truth's is on the axis; a mean is called one only where it is of more than one update."""
+    history = run[1].history.copy(deep=True)
+    history["power_ratio"][0] = [1e-3, 30.0, 1.0]
+    history["spread_skill"][1, 1] = 4.0
+    loss, _, skill, power = plot_history(history).axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["each update"]
+    assert power.get_yscale() == "log"
+    assert power.get_ylim()[0] < 1e-3
+    assert power.get_ylim()[1] > 30
+    assert skill.get_ylim()[1] > 4
+    long = xr.concat([history.drop_dims("validation_update")] * 30, "update").assign_coords(update=np.arange(1, 301))
+    loss = plot_history(long.merge(history.drop_dims("update"))).axes[0]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["each update", "mean of 3 updates"]
+    values = loss.lines[1].get_ydata()
+    np.testing.assert_allclose(values[1], history["loss"][:3].mean())
+
+
+def test_picture_of_a_history_without_a_validation_yet(run):
+    """As of a run that has just begun."""
+    begun = run[1].history.isel(validation_update=slice(0))
+    assert len(plot_history(begun).axes) == 4
+
+
+def test_picture_of_a_history_that_was_saved_before_validations_had_labels(run):
+    """Files of earlier versions have a dimension validation."""
+    old = run[1].history.rename_dims(validation_update="validation").drop_indexes("validation_update")
+    line = plot_history(old).axes[1].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [4, 6, 8, 10])
 
 
 def test_command_line(tmp_path, capsys):
@@ -168,11 +201,12 @@ class Bucket(AsyncFileSystem):
 
 
 @pytest.fixture
-def bucket(tmp_path):
+def bucket(tmp_path, monkeypatch):
     """Its name, with the analyses in it, a chunk per level and time."""
     sizes = {v: (1,) * (DS[v].ndim - 2) + DS[v].shape[-2:] for v in VARIABLES}
     encoding = {v: {"chunks": size} for v, size in sizes.items()}
     DS[list(VARIABLES)].to_zarr(tmp_path / "data.zarr", encoding=encoding, zarr_format=2)
+    monkeypatch.delenv("XMOSAIC_OFFLINE")  # which forbids what isn't a path
     fsspec.register_implementation("bucket", Bucket, clobber=True)
     Bucket.folder, Bucket.most, Bucket.tokens = tmp_path, 0, set()
     return "bucket://data.zarr"
@@ -207,6 +241,7 @@ def test_command_line_reads_from_memory(tmp_path, capsys):
     "command", [["train", "--out", "run"], ["check"], ["forecast", "out.zarr", "--lead", "1D", "--members", "1"]]
 )
 def test_bucket_without_its_backend_names_the_extra(url, command, monkeypatch, capsys):
+    monkeypatch.delenv("XMOSAIC_OFFLINE")
     for name in ("gcsfs", "s3fs"):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
         monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, url[:2], raising=False)
@@ -523,6 +558,76 @@ def test_fine_tuning_keeps_statistics_of_known_channels(run):
     assert model.mean[place] == start.mean[2]
     assert model.std[place] == start.std[2]
     assert model.provenance["init"].startswith(start.name)
+
+
+TUNING = _changed(stages=(Stage(4, batch_size=2, learning_rate=0.2),), validate_every=2, ema=None)
+
+
+def test_fine_tuning_that_only_gets_worse_returns_what_it_began_with(run, tmp_path):
+    _, start = run
+    with pytest.warns(UserWarning, match="come back as they were") as warned:
+        model = _train(TUNING, init=start, out=tmp_path / "run")
+    assert warned[0].filename == __file__
+    crps = model.history["validation_crps"]
+    assert crps["validation_update"].values.tolist() == [0, 2, 4]
+    assert (crps.sel(validation_update=[2, 4]) > crps.sel(validation_update=0)).all()
+    assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), start.network.parameters(), strict=True))
+    assert model.provenance["updates"] == 0
+    assert model.provenance["validation_crps"] == crps.sel(validation_update=0)
+    assert "made it no better" in load_model(tmp_path / "run" / "model.safetensors").provenance["title"]
+
+
+def test_first_validation_is_of_the_weights_that_training_begins_with(run):
+    """A rate of practically 0 leaves them there; and the validation before leaves no trace in what follows."""
+    _, start = run
+    still = dataclasses.replace(TUNING, stages=(Stage(2, batch_size=2, learning_rate=1e-30),), weight_decay=0.0)
+    with pytest.warns(UserWarning, match="as they were"):
+        history = _train(still, init=start).history
+    before, after = (history["validation_crps_by_channel"].sel(validation_update=n) for n in (0, 2))
+    np.testing.assert_allclose(before, after, rtol=1e-6)
+    assert _train(_changed(stages=(Stage(2, batch_size=2),))).history["validation_update"].values.tolist() == [2]
+
+
+@pytest.mark.parametrize("broken_at", [1, 2, 4])
+def test_fine_tuning_interrupted_is_uninterrupted(run, tmp_path, monkeypatch, broken_at):
+    """Before a state is saved and after it; the score of the beginning is kept."""
+    _, start = run
+    config = dataclasses.replace(TUNING, save_every=2)
+    with pytest.warns(UserWarning, match="as they were"):
+        whole = _train(config, init=start)
+    step, done = loop.Optimiser.step, []
+
+    def breaking(self):
+        done.append(1)
+        if len(done) == broken_at:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(loop.Optimiser, "step", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        _train(config, init=start, out=tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="as they were"):
+        model = _train(config, init=start, out=tmp_path / "run", resume=True)
+    xr.testing.assert_identical(_losses(model.history), _losses(whole.history))
+    assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), whole.network.parameters(), strict=True))
+
+
+def test_an_ensemble_begins_with_a_deterministic_model_and_the_other_way_round():
+    """The first state is the deterministic one's up to noise that is still small; then members learn to differ."""
+    plain = dataclasses.replace(NETWORK, noise_dim=0)
+    single = _train(_changed(network=plain, loss="mse", members=1, stages=(Stage(6, batch_size=4),)))
+    quiet = _train(_changed(stages=(Stage(1, batch_size=4, learning_rate=1e-9),)), init=single)
+    fc, alone = (
+        xmosaic.forecast(DS.isel(time=slice(5)), "1D", n, model=m, progress=False) for m, n in ((quiet, 3), (single, 1))
+    )
+    for name in VARIABLES:
+        spread = float(fc[name].std("number").max()) / float(alone[name].std())
+        assert 0 < spread < 0.05
+        assert np.allclose(fc[name].mean("number"), alone[name].isel(number=0), atol=0.1 * float(alone[name].std()))
+    back = _train(_changed(network=plain, loss="mse", members=1, stages=(Stage(1, learning_rate=1e-9),)), init=quiet)
+    for name, weight in back.network.named_parameters():
+        assert torch.allclose(weight, dict(quiet.network.named_parameters())[name], atol=1e-6), name
 
 
 def test_weights_that_do_not_fit(run):

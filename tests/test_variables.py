@@ -534,10 +534,38 @@ def test_scalar_level_is_a_level():
     assert out["temperature"].dims == ("time", "level", "latitude", "longitude")
     assert out.level.values.tolist() == [500]
     assert recognise(ds, schema).sources["geopotential_500"].level_index is None
-    assert "lacks levels 850 hPa" in problems_of(ds)["temperature"]
+    (told,) = (text for subject, text in problems_of(ds).items() if "temperature" in subject.split(", "))
+    assert "lack levels 850 hPa" in told
 
 
 # ---- is every problem told, with its way out? ----
+
+
+def test_a_level_that_several_variables_lack_is_told_once():
+    schema = Schema.from_variables(
+        {"temperature": [500, 850], "geopotential": [500, 850], "u_component_of_wind": [500]}
+    )
+    ds = weatherbench().sel(level=[500])
+    ds["u_component_of_wind"] = ds["geopotential"].assign_attrs(units="m s-1", standard_name="eastward_wind")
+    (problem,) = recognise(ds, schema).problems
+    expected = "'temperature', 'geopotential' lack levels 850 hPa. Found 500 hPa; expected 500, 850 hPa. Add them"
+    assert str(problem).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("z300", "Expected geopotential at 250, 500, 850 hPa. Write 'z250', the nearest."),
+        ("geopotential_800", "Expected geopotential at 250, 500, 850 hPa. Write 'geopotential_850', the nearest."),
+    ],
+)
+def test_a_level_that_is_not_there_names_those_that_are(name, text):
+    schema = Schema.from_variables({"geopotential": [850, 250, 500], "u_component_of_wind": [500]})
+    with pytest.raises(ArgumentError, match="is not in this schema. " + text):
+        schema.select(name)
+    with pytest.raises(ArgumentError, match="'u10' is not in this schema") as told:
+        schema.select("u10")  # the wind at 10 m, which is no level
+    assert "hPa" not in str(told.value)
 
 
 def attrs_of(name, **attrs):
@@ -575,7 +603,12 @@ WRONG = {
         "no level dimension",
         "levels",
     ),
-    "levels": (lambda ds: ds.isel(level=[0]), "geopotential", "lacks levels 850 hPa", "choose a schema"),
+    "levels": (
+        lambda ds: ds.isel(level=[0]),
+        "geopotential, specific_humidity, temperature, vertical_velocity",
+        "lack levels 850 hPa",
+        "choose a schema",
+    ),
     "hybrid": (hybrid, "level", "is a model level", "Interpolate to pressure"),
     "height levels": (attrs_of("level", units="m"), "level", "is a height", "Interpolate to pressure"),
     "level names": (
@@ -746,7 +779,7 @@ def test_all_problems_come_at_once():
     with pytest.raises(DatasetError) as error:
         standardise(ds, SCHEMA)
     for text in (
-        "8. ",
+        "6. ",
         "'2m_temperature' is missing",
         "850 hPa",
         "'number'",

@@ -35,6 +35,12 @@ class _Plots:
 
         return plot.spread(self._obj, truth, variable, **options)
 
+    def plume(self, truth: Any = None, variable: str | None = None, **options: Any) -> Figure:
+        """Members, quantiles and truth at one place; see `xmosaic.plot.plume`."""
+        from . import plot
+
+        return plot.plume(self._obj, truth, variable, **options)
+
     def spectra(self, truth: Any = None, variable: str | None = None, **options: Any) -> Figure:
         """Power per wavenumber of members, mean and truth; see `xmosaic.plot.spectra`."""
         from . import plot
@@ -304,6 +310,12 @@ class DatasetAccessor(_Regridding, _Pages, _Diagnostics):
         from .forecast import check
 
         return check(self._obj, model, time)
+
+    def to_zarr(self, store: Store, **options: Any) -> Any:
+        """Write this forecast, lazy or not, in the layout of ``store=``; see `xmosaic.lazy.to_zarr`."""
+        from .lazy import to_zarr
+
+        return to_zarr(self._obj, store, **options)
 
     def mass_drift(self, start: Any = None, **options: Any) -> xr.Dataset:
         """Change of area-mean pressure since the start; see `xmosaic.diagnostics.mass_drift`."""

@@ -271,6 +271,7 @@ class _Reader:
         self.extras: dict[Hashable, list[Hashable]] = {}
         self.lacking: dict[str, list[Hashable]] = {}
         self.unitless: dict[str, list[Hashable]] = {}
+        self.short_of: dict[tuple[str, str], dict[Hashable, Sequence[Channel]]] = {}
         self.seen_levels: dict[Hashable, np.ndarray | None] = {}
 
     def problem(self, subject: Hashable, what: str, got: str = "", expected: str = "", fix: str = "") -> None:
@@ -282,6 +283,7 @@ class _Reader:
     def read(self) -> Recognition:
         for _, variable, channels in self.schema.groups():
             self.read_variable(_known(variable, channels), channels)
+        self.report_levels()
         self.report_extras()
         self.report_space()
         times = self.read_times()
@@ -637,12 +639,19 @@ class _Reader:
         self.used["level"].setdefault(coord)
         places = {c: np.flatnonzero(np.abs(found - c.level) <= 1e-3 * c.level) for c in channels if c.level}
         if missing := [str(c.level) for c, place in places.items() if not len(place)]:
-            fix = "Add them, or choose a schema without them"
             got = ", ".join(f"{v:g}" for v in found[:40]) + " hPa"
-            what = f"{name!r} lacks levels {', '.join(missing)} hPa"
-            self.problem(name, what, got=got, expected=levels_text(channels), fix=fix)
+            self.short_of.setdefault((", ".join(missing), got), {})[name] = channels
         along = "level" in dims
         return {c: int(place[0]) if along else None for c, place in places.items() if len(place)}
+
+    def report_levels(self) -> None:
+        """Levels that are missing, once for all variables that lack the same."""
+        fix = "Add them, or choose a schema without them"
+        for (missing, got), names in self.short_of.items():
+            wanted = {c.level: c for channels in names.values() for c in channels}
+            expected = levels_text(list(wanted.values()))
+            what = f"{listed(names, 9)} lack{'s' * (len(names) == 1)} levels {missing} hPa"
+            self.problem(", ".join(map(str, names)), what, got=got, expected=expected, fix=fix)
 
     def level_values(self, coord: Hashable) -> np.ndarray | None:
         """Values of a level coordinate [hPa]."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,13 @@ import xarray as xr
 
 from .checkpoint import Model, load_model
 from .choices import check_devices
-from .errors import ArgumentError, CheckpointError, explain
+from .errors import ArgumentError, CheckpointError, DatasetError, explain
 from .plan import Plan
 from .run import Bar, run
 from .state import Fields, State
 from .store import MemorySink
-from .store.encoding import layouts
+from .store.encoding import compressor, layouts, shard_leads
+from .variables import listed
 
 # One block at a time in a process: a network's weights are moved and converted in place, and its threads are torch's.
 _TURN = threading.Lock()
@@ -103,6 +106,93 @@ def _dataset(plan: Plan, arrays: Mapping[str, Any]) -> xr.Dataset:
     }
     data = {n: (v.dims, arrays[n], v.attrs, encoding[n]) for n, v in plan.variables().items()}
     return template.assign(data)
+
+
+# ------------------------------------------------------------------------------------------------------- to disk
+
+
+def to_zarr(forecast: xr.Dataset, store: Any, **options: Any) -> Any:
+    """Write a forecast, lazy or not, in the layout that ``store=`` gives it.
+
+    Parameters
+    ----------
+    forecast : Dataset, dims (time, number, prediction_timedelta, level, latitude, longitude)
+        Of `xmosaic.forecast`, or a part of one.
+    store : path, URL or zarr Store
+    **options
+        To `xarray.Dataset.to_zarr`, such as ``mode=``, ``compute=`` or ``storage_options=``.
+
+    Returns
+    -------
+    zarr store, or Delayed with ``compute=False``
+        As `xarray.Dataset.to_zarr` returns it.
+
+    Raises
+    ------
+    DatasetError
+        If this is no forecast.
+    ArgumentError
+        For ``encoding=``, which is what this sets, and Zarr format 2, which has no shards.
+
+    Notes
+    -----
+    A chunk is the full sphere of one start, member and lead. A shard, one file, joins the members of a task and at most
+    ten leads or 256 MB, so that no file is written by two tasks. What is begun can't be gone on with: for that, take
+    ``forecast(store=…)``.
+    """
+    import zarr
+
+    if not isinstance(forecast, xr.Dataset) or "prediction_timedelta" not in forecast.dims:
+        got = f"dimensions {listed(forecast.dims)}" if isinstance(forecast, xr.Dataset) else type(forecast).__name__
+        raise DatasetError(explain("This is no forecast", got=got, expected="a result of xmosaic.forecast"))
+    if "encoding" in options or options.get("zarr_format", 3) != 3:
+        name = "encoding" if "encoding" in options else "zarr_format"
+        do = "Use the Dataset's own to_zarr for another layout"
+        raise ArgumentError(explain(f"{name}= can't be chosen here", expected="the layout of store=", do=do))
+    fields = [str(n) for n, v in forecast.data_vars.items() if "prediction_timedelta" in v.dims]
+    # a chunk holds the whole sphere
+    whole = {d: -1 for n in fields for d in forecast[n].dims if d not in _APART and forecast[n].chunks is not None}
+    forecast = forecast.chunk(whole) if whole else forecast
+    with warnings.catch_warnings():
+        # consolidated metadata aren't part of Zarr's specification yet, but xarray opens faster with them
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        return forecast.to_zarr(store, encoding=_encoding(forecast, fields), zarr_format=3, **options)
+
+
+_APART = ("time", "number", "prediction_timedelta")
+
+
+def _encoding(forecast: xr.Dataset, fields: list[str]) -> dict[str, dict[str, Any]]:
+    """Chunks and shards of each variable; no shard is cut by dask's chunks."""
+    variables = {n: forecast[n].variable for n in fields}
+    members = forecast.sizes.get("number", 1)
+    held = [v.chunksizes.get("number", (members,)) for v in variables.values() if v.chunks is not None]
+    together = _uncut(held[0], members) if held else members
+    leads = shard_leads(variables, together, forecast.sizes["prediction_timedelta"])
+    result = {}
+    for name, v in variables.items():
+        size = {"time": 1, "number": together, "prediction_timedelta": leads}
+        cut = {d: v.chunksizes.get(d, (n,)) for d, n in v.sizes.items()}
+        result[name] = {
+            "chunks": tuple(1 if d in _APART else n for d, n in v.sizes.items()),
+            "shards": tuple(_uncut(cut[d], size[d]) if d in _APART else n for d, n in v.sizes.items()),
+            "compressors": compressor(None),
+        }
+        if v.dtype.kind == "f":
+            result[name]["_FillValue"] = v.dtype.type("nan")
+    return result
+
+
+def _uncut(pieces: tuple[int, ...], most: int) -> int:
+    """The largest size up to `most` that divides the places where dask cuts a dimension.
+
+    Examples
+    --------
+    >>> _uncut((40,), 10), _uncut((4, 4, 2), 10), _uncut((6, 6), 4), _uncut((3, 2), 5)
+    (10, 4, 3, 3)
+    """
+    cuts = math.gcd(*np.cumsum(pieces)[:-1].tolist())
+    return most if not cuts else next(n for n in range(min(most, cuts), 0, -1) if cuts % n == 0)
 
 
 # --------------------------------------------------------------------------------------------------------- tasks

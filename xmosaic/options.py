@@ -50,13 +50,21 @@ class set_options:  # noqa: N801 — xarray's name and manner
     'bundled'
     >>> get_option("model") is None
     True
+    >>> set_options(progress=True)
+    set_options(progress=True)
     """
 
     def __init__(self, **options: Any) -> None:
         if unknown := sorted(set(options) - set(_OPTIONS)):
             raise ArgumentError(explain(f"There is no option {unknown[0]!r}", expected=", ".join(_OPTIONS)))
         self._before = {name: _OPTIONS[name] for name in options}
+        self._set = options
         _OPTIONS.update(options)
+
+    def __repr__(self) -> str:
+        # a model by its name: its own repr is a card of many lines
+        texts = [f"{n}={v.name if hasattr(v, 'provenance') else v!r}" for n, v in self._set.items()]
+        return f"set_options({', '.join(texts)})"
 
     def __enter__(self) -> None:
         return None

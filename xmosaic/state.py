@@ -85,7 +85,8 @@ class Report:
         verdict = "ready" if self.ok else count_problems(self.problems)
         starts = ", ".join(f"{t:%Y-%m-%dT%H}" for t in self.starts[:4]) + (" …" if len(self.starts) > 4 else "")
         rows = [("Forecast", f"{verdict}, with model {self.model!r}"), ("Start", starts or "none")]
-        rows += [("Uses", f"{ours} ← {theirs}, {units}") for ours, theirs, units in self.recognition.rows()]
+        found = ((ours, ", ".join(filter(None, (theirs, units)))) for ours, theirs, units in self.recognition.rows())
+        rows += [("Uses", f"{ours} ← {text}") for ours, text in found]
         rows += [("Problem", str(p)) for p in self.problems]
         return rows + [("Note", n) for n in self.notes]
 
@@ -165,10 +166,13 @@ class State:
             return None  # already a problem of the recognition
         try:
             grid = LatLonGrid.from_dataset(ds[[found.latitude, found.longitude]])
-            normalise_latlon(ds[[found.latitude, found.longitude]], self.notes)
+            changes: list[str] = []
+            normalise_latlon(ds[[found.latitude, found.longitude]], changes)
         except DatasetError as error:
             self.problems.append(Problem("grid", str(error)))
             return None
+        turned = any("−180…180" in note for note in self.notes)  # said once, by the recognition
+        self.notes += [note for note in changes if not (turned and "0 … 360" in note)]
         if not same_points(grid, self.model.grid):
             self.notes.append(f"regridded conservatively from {grid} to the model's {self.model.grid}")
         return grid

@@ -486,7 +486,22 @@ class Schema:
         variables = [variable for some in self.variables.values() for variable in some]
         close = [text for name in names for text in close_names(name, [*variables, *self.names])]
         what = f"{listed(names)} {'is' if len(names) == 1 else 'are'} not in this schema"
+        if len(names) == 1 and (there := self._other_levels(names[0])):
+            return explain(what, **there)
         return explain(what, expected=f"names such as {listed(close or variables)}")
+
+    def _other_levels(self, name: str) -> dict[str, str]:
+        """What to say of a variable at a level that it isn't on; nothing of other names."""
+        parts = re.fullmatch(r"(.*[^\d_])(_?)(\d+)", name)
+        known = find_variable(name)
+        # "u10" is the wind at 10 m, not u at 10 hPa
+        channels = self._meant(parts[1]) if parts and (known is None or name not in known.names) else ()
+        levels = sorted(c.level for c in channels if c.level is not None)
+        if not parts or not levels:
+            return {}
+        nearest = min(levels, key=lambda level: abs(level - int(parts[3])))
+        expected = f"{channels[0].variable} at {', '.join(map(str, levels))} hPa"
+        return {"expected": expected, "do": f"Write {parts[1] + parts[2] + str(nearest)!r}, the nearest"}
 
     def select(self, names: str | Iterable[str]) -> Schema:
         """The channels that the names mean, in this schema's order.

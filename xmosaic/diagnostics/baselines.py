@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
+from ..variables import find_variable, listed
 from .layout import LEAD, as_dataset, caller_names, canonical_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -44,7 +45,8 @@ def persistence(
     analyses : Dataset or DataArray, dims (time, …)
         In any common dialect. Variables without time are left out.
     like : Dataset or DataArray, optional
-        A forecast whose starts, leads and names of these dimensions are taken.
+        A forecast whose starts, leads and names of these dimensions are taken; of its variables and levels, in its
+        order, those that the analyses have. An array without a name says nothing of variables.
     time : datetime-like, sequence or slice of them, optional
         Starts, where there is no `like`; one alone becomes a scalar coordinate.
     lead : str, timedelta, or sequence of them, optional
@@ -74,6 +76,7 @@ def persistence(
     """
     fields, names, times = _analyses(analyses, "Persistence")
     plan = _plan(like, time, lead, times)
+    fields = _as_in(like, fields, analyses)
     places = times.get_indexer(plan.starts)
     if missing := [str(start) for start in plan.starts[places < 0]]:
         raise DatasetError(
@@ -104,7 +107,7 @@ def climatology(
     history : Dataset or DataArray, dims (time, …), or of `fit_climatology`
         Analyses of years that don't hold the forecast's own, or a fitted climatology, whose window stays.
     like, time, lead
-        Starts and leads, as in `persistence`; slices of time need analyses.
+        Starts and leads, and of `like` variables and levels, as in `persistence`; slices of time need analyses.
     window : str, timedelta or None
         Full width over the day of the year; None: one mean over everything, for an atmosphere without seasons.
     shape : {"triangle", "box"}
@@ -136,9 +139,9 @@ def climatology(
     plan = _plan(like, time, lead, times)
     if not fitted:
         days = None if window is None else np.unique(pd.DatetimeIndex(plan.valid.ravel()).day_of_year)
-        history = _fit(history, window, shape, days)
+        history = _fit(history, window, shape, days, like)
     normal, names = canonical_dims(history)
-    picked = _at(normal, plan.valid)
+    picked = _at(_as_in(like, as_dataset(normal), history), plan.valid)
     about = str(history.attrs.get("climatology", "")) or "climatology as given"
     return _labelled(picked, history, plan, names, about)
 
@@ -236,7 +239,7 @@ def climatological_ensemble(
         Analyses in any common dialect, with a state at every lead from each candidate on; candidates that lack one are
         not drawn. Variables without time are left out.
     like, time, lead
-        Starts and leads, as in `persistence`.
+        Starts and leads, and of `like` variables and levels, as in `persistence`.
     members : int, optional
         By default as many as there are years for every start.
     window : str, timedelta or None
@@ -273,6 +276,7 @@ def climatological_ensemble(
     """
     fields, names, times = _analyses(history, "A climatological ensemble")
     plan = _plan(like, time, lead, times)
+    fields = _as_in(like, fields, history)
     drawn = [_draw(start, plan.leads, times, _half(window), _whole("seed", seed, 0)) for start in plan.starts]
     count = _member_count(members, window, drawn, plan, times)
     origins = np.stack([order[:count] for order, _ in drawn])
@@ -431,6 +435,56 @@ def _analyses(obj: Any, what: str) -> tuple[xr.Dataset, dict[str, Hashable], pd.
     return ours.map(lambda field: field.transpose("time", ...), keep_attrs=True), names, times
 
 
+def _as_in(like: Any, fields: xr.Dataset, given: Any) -> xr.Dataset:
+    """The variables and levels of a forecast, as far as these fields in canonical dimensions have them."""
+    if like is None:
+        return fields
+    forecast = canonical_dims(like)[0]
+    # an array is the one variable that is meant, whatever its name is
+    if isinstance(given, xr.Dataset) and not (isinstance(forecast, xr.DataArray) and forecast.name is None):
+        fields = _of_variables(fields, as_dataset(forecast))
+    return _at_levels(fields, forecast)
+
+
+def _of_variables(fields: xr.Dataset, forecast: xr.Dataset) -> xr.Dataset:
+    own: dict[Hashable, list[Hashable]] = {}
+    for name in fields.data_vars:
+        own.setdefault(_meaning(name), []).append(name)
+    found = [[n] if n in fields.data_vars else own.get(_meaning(n), []) for n in forecast.data_vars]
+    kept = list(dict.fromkeys(name for names in found for name in names))
+    if not kept:
+        raise DatasetError(
+            explain(
+                "The analyses have none of the forecast's variables",
+                got=listed(fields.data_vars),
+                expected=f"some of {listed(forecast.data_vars)}",
+                do="Rename them, or pass time= and lead= instead of like=",
+            )
+        )
+    return fields[kept]
+
+
+def _meaning(name: Hashable) -> Hashable:
+    known = find_variable(str(name))
+    # a channel's name, such as geopotential_500, means more than its variable
+    return name if known is None or str(name).rpartition("_")[2].isdigit() else known.name
+
+
+def _at_levels(fields: xr.Dataset, forecast: xr.Dataset | xr.DataArray) -> xr.Dataset:
+    if "level" not in fields.dims or "level" not in forecast.coords or "level" not in fields.coords:
+        return fields
+    there, wanted = fields["level"].values, np.atleast_1d(forecast["level"].values)
+    places = [int(at[0]) for level in wanted if len(at := np.flatnonzero(np.isclose(there, level, rtol=1e-6)))]
+    if not places:
+        texts = [", ".join(f"{level:g}" for level in levels) for levels in (there, wanted)]
+        do = "Pass time= and lead= instead of like=, or analyses on these levels"
+        what = "The analyses have none of the forecast's levels"
+        raise DatasetError(explain(what, got=f"{texts[0]} hPa", expected=f"some of {texts[1]} hPa", do=do))
+    if "level" not in forecast.dims:
+        return fields.isel(level=places[0])
+    return fields if places == list(range(len(there))) else fields.isel(level=places)
+
+
 def _times(values: Any) -> pd.DatetimeIndex:
     """Times of the Gregorian calendar; another calendar is refused, for its days of the year are others."""
     values = np.ravel(values)
@@ -538,12 +592,13 @@ def _days(window: Any) -> float:
     return span / pd.Timedelta("1D")
 
 
-def _fit(history: Labelled, window: Any, shape: Any, days: np.ndarray | None) -> Labelled:
+def _fit(history: Labelled, window: Any, shape: Any, days: np.ndarray | None, like: Any = None) -> Labelled:
     """Means of some days of the year; of everything for None."""
     if shape not in ("triangle", "box"):
         raise ArgumentError(explain(f"shape={shape!r} is not known", expected="'triangle' or 'box'"))
     half = _half(window)
     fields, names, times = _analyses(history, "A climatology")
+    fields = _as_in(like, fields, history)
     if half is None or days is None:
         fitted = _mean(fields, np.full((1, len(times)), 1 / len(times))).isel(dayofyear=0)
         about = "mean of all times"

@@ -21,10 +21,12 @@ from .style import (
     TRUTH,
     VERMILION,
     coastlines,
+    degrees_text,
     draw_coastlines,
     heading,
     start_text,
     styled,
+    time_axis,
     untrained,
 )
 
@@ -96,7 +98,8 @@ def tracks(
     if best is not None:
         _draw_best(left, right, best, middle, storms)
     _frame(left, middle)
-    _time_axis(right)
+    time_axis(right)
+    right.set_ylabel("lowest mean sea-level pressure [hPa]")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles[:12], labels[:12], loc="outside lower center", ncols=min(len(labels), 6))
     size = members.sizes["number"]
@@ -280,7 +283,7 @@ def _frame(ax: Axes, middle: float) -> None:
     ax.set_box_aspect(_SHAPE)
     for axis, (plus, minus) in ((ax.xaxis, "EW"), (ax.yaxis, "NS")):
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 3, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda v, _, plus=plus, minus=minus: _degrees(v, plus, minus)))
+        axis.set_major_formatter(FuncFormatter(lambda v, _, plus=plus, minus=minus: degrees_text(v, plus, minus)))
     for spine in ax.spines.values():
         spine.set_visible(True)
     ax.grid(True)
@@ -292,20 +295,3 @@ def _around(centre: float, length: float, low: float, high: float) -> tuple[floa
     """An interval of a length around a centre, moved to lie within bounds."""
     start = min(max(centre - length / 2, low), high - length)
     return start, start + length
-
-
-def _degrees(value: float, plus: str, minus: str) -> str:
-    if plus == "E":
-        value = (value + 180) % 360 - 180
-    letter = "" if value in (0.0, -180.0) else plus if value > 0 else minus
-    return f"{abs(value):g}°{letter}"
-
-
-def _time_axis(ax: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator(minticks=3, maxticks=8)
-    ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    ax.set(xlabel="valid time", ylabel="lowest mean sea-level pressure [hPa]")
-    ax.grid(True)

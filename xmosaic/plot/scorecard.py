@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ..errors import ArgumentError, DatasetError, explain
+from ..variables import listed
+from .choice import at_leads
 from .style import DASHES, OKABE_ITO, styled, units_text
 
 if TYPE_CHECKING:
@@ -27,14 +30,25 @@ def score_panels(result: xr.Dataset, fields: Sequence[Field], scores: Sequence[s
     result : Dataset
         Of `xmosaic.benchmark`.
     fields : sequence of (variable, level or None)
+        Such as ``("geopotential", 500)``; a row each.
     scores : sequence of str, optional
-        By default CRPS, RMSE and spread/skill, as far as they are there.
+        A column each; by default CRPS, RMSE and spread/skill, as far as they are there.
 
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    DatasetError
+        If this is no result of a benchmark.
+    ArgumentError
+        If a variable, level or score is not in it.
     """
+    _check(result, fields)
     there = [str(s) for s in result["score"].values]
+    if unknown := [s for s in scores or () if s not in there]:
+        raise ArgumentError(explain(f"score {unknown[0]!r} is not in this result", expected=listed(there, len(there))))
     chosen = list(scores) if scores else [s for s in ("crps", "rmse", "spread_skill") if s in there] or there[:3]
     figure, axes = _panels(len(fields), len(chosen))
     days = _days(result)
@@ -57,7 +71,7 @@ def score_panels(result: xr.Dataset, fields: Sequence[Field], scores: Sequence[s
 
 
 @styled
-def ratio_panels(result: xr.Dataset, fields: Sequence[Field], leads: Sequence[Any]) -> Figure:
+def ratio_panels(result: xr.Dataset, fields: Sequence[Field], leads: Any = None) -> Figure:
     """Power of the members over the truth's against wavenumber, a row per field and a column per lead.
 
     Parameters
@@ -65,14 +79,27 @@ def ratio_panels(result: xr.Dataset, fields: Sequence[Field], leads: Sequence[An
     result : Dataset
         Of `xmosaic.benchmark`, with spectra.
     fields : sequence of (variable, level or None)
-    leads : sequence of timedelta-like
+        Those without spectra are left out.
+    leads : timedelta-like or sequence of them, optional
+        At most three of them are shown, evenly; by default of all.
 
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    DatasetError
+        If this is no result of a benchmark, or none of the fields has spectra.
+    ArgumentError
+        If a variable, level or lead is not in it.
     """
+    _check(result, fields)
     fields = [f for f in fields if f"{f[0]}_spectral_ratio" in result]
-    shown = list(leads)[:: max(1, -(-len(leads) // 3))][:3]
+    if not fields:
+        raise DatasetError(explain("None of the fields has spectra", do="Make the benchmark with spectra=True"))
+    asked = at_leads(result[LEAD], leads if leads is not None else list(result[LEAD].values)).values
+    shown = asked[:: max(1, -(-len(asked) // 3))][:3]
     figure, axes = _panels(len(fields), len(shown), sharey=True)
     for row, (variable, level) in zip(axes, fields, strict=True):
         ratio = _at(result[f"{variable}_spectral_ratio"], level).isel(total_wavenumber=slice(1, None))
@@ -144,6 +171,22 @@ def _finish(figure: Figure, axes: np.ndarray, xlabel: str) -> None:
         ax.set_xlabel(xlabel, fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), fontsize=8, frameon=False)
+
+
+def _check(result: Any, fields: Sequence[Field]) -> None:
+    if not isinstance(result, xr.Dataset) or not {"forecast", "score", LEAD} <= set(result.dims):
+        got = f"dimensions {listed(result.dims)}" if isinstance(result, xr.Dataset) else type(result).__name__
+        raise DatasetError(explain("This is no result of a benchmark", got=got, expected="that of xmosaic.benchmark"))
+    if not fields:
+        raise ArgumentError(explain("fields= is empty", expected="such as [('geopotential', 500)]"))
+    scored = [n for n, v in result.data_vars.items() if "score" in v.dims]
+    for variable, level in fields:
+        if variable not in scored:
+            raise ArgumentError(explain(f"{variable!r} is not in this result", expected=listed(scored, 20)))
+        levels = result[variable]["level"].values.tolist() if "level" in result[variable].dims else [None]
+        if level not in levels:
+            what = f"level {level} of {variable!r} is not in this result"
+            raise ArgumentError(explain(what, expected=", ".join(map(str, levels))))
 
 
 def _at(field: xr.DataArray, level: int | None) -> xr.DataArray:

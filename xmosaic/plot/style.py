@@ -130,6 +130,14 @@ def lead_text(lead: Any) -> str:
     return f"{hours / 24:g} d" if hours >= 48 and hours % 24 == 0 else f"{hours:g} h"
 
 
+def degrees_text(value: float, plus: str, minus: str) -> str:
+    """``45°N``, ``10.5°W``, ``0°``; longitudes from −180 to 180."""
+    if plus == "E":
+        value = (value + 180) % 360 - 180
+    letter = "" if value in (0.0, -180.0) else plus if value > 0 else minus
+    return f"{abs(value):g}°{letter}"
+
+
 def start_text(times: xr.DataArray | None) -> str:
     """``start 2001-01-05T00``, or how many starts from when to when."""
     if times is None or times.dtype.kind != "M":
@@ -186,6 +194,17 @@ def lead_ticks(ax: Axes, x: np.ndarray, label: str) -> None:
     if len(x) == 1:
         ax.set_xlim(x[0] - 1, x[0] + 1)
     ax.set_xlabel(label)
+
+
+def time_axis(ax: Axes) -> None:
+    """Dates below, and a light grid."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=8)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.set_xlabel("valid time")
+    ax.grid(True)
 
 
 def lines_of(ax: Axes) -> None:

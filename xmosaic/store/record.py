@@ -185,7 +185,7 @@ def mark(group: Any, complete: bool) -> None:
 
 
 def written(store: Store) -> xr.DataArray:
-    """Which (time, number, prediction_timedelta) of a stored forecast have been written.
+    """Which (time, number, prediction_timedelta) of a stored forecast have been written, also while it is.
 
     Parameters
     ----------
@@ -194,6 +194,7 @@ def written(store: Store) -> xr.DataArray:
     Returns
     -------
     bool DataArray, (time, number, prediction_timedelta)
+        False everywhere while the store is still being laid out.
 
     Raises
     ------
@@ -203,13 +204,16 @@ def written(store: Store) -> xr.DataArray:
     return _written(store)[0]
 
 
-def _written(store: Store) -> tuple[xr.DataArray, xr.Dataset]:
-    """What has been written, and the forecast."""
+def _written(store: Store) -> tuple[xr.DataArray, xr.Dataset | None]:
+    """What has been written, and the forecast; None of one whose layout isn't whole."""
     import zarr
 
     try:
         source = readable(store)
         group = zarr.open_group(source, mode="r", use_consolidated=False)
+        held: Any = group[RECORD].attrs.asdict()
+        if not held["ready"]:
+            return _nothing_yet(held["settings"]), None
         done, ds = np.asarray(group[f"{RECORD}/written"]), opened(source)
         verify(group, done)
     except StoreError as error:
@@ -217,7 +221,8 @@ def _written(store: Store) -> tuple[xr.DataArray, xr.Dataset]:
     except Exception as error:  # every kind of store and of damage has its own
         got = (str(error).splitlines() or [type(error).__name__])[0]
         what = f"{label(store)} holds no record of a forecast that can be read"
-        raise StoreError(explain(what, got=got, expected="a store that xmosaic.forecast wrote")) from error
+        do = "If a job has only just begun it, ask again in a moment"
+        raise StoreError(explain(what, got=got, expected="a store that xmosaic.forecast wrote", do=do)) from error
     record = xr.DataArray(
         done,
         dims=("time", "number", "prediction_timedelta"),
@@ -227,11 +232,23 @@ def _written(store: Store) -> tuple[xr.DataArray, xr.Dataset]:
     return record, ds
 
 
+def _nothing_yet(settings: Mapping[str, Any]) -> xr.DataArray:
+    """The record of a forecast of which nothing is written."""
+    coords: dict[str, Any] = {
+        "time": pd.DatetimeIndex(settings["starts"]).as_unit("ns"),
+        "number": np.arange(1, settings["members"] + 1),
+        "prediction_timedelta": pd.TimedeltaIndex(settings["leads"]).as_unit("ns"),
+    }
+    return xr.DataArray(np.zeros([len(values) for values in coords.values()], bool), coords, tuple(coords))
+
+
 def opened(source: Store) -> xr.Dataset:
     """A store as a Dataset; its axes get no fill value where it is written to netCDF, as CF has it."""
     ds = xr.open_zarr(source, consolidated=False)
     for name in {*ds.dims} & {*ds.coords}:
         ds.variables[name].encoding["_FillValue"] = None
+    for name in {*ds.coords} - {*ds.indexes}:  # small, and needed to choose what to read
+        ds.variables[name].load(scheduler="synchronous")
     return ds
 
 
@@ -316,6 +333,9 @@ def open_forecast(store: Store) -> xr.Dataset:
         If parts are missing; the text says how many.
     """
     done, ds = _written(store)
+    if ds is None:
+        what, do = f"{label(store)} has only just been begun", "Ask again in a moment, or repeat the call that began it"
+        raise StoreError(explain(what, got="no field yet", do=do))
     ds.attrs.pop(STATUS, None)  # said better below
     missing = int((~done).sum())
     if not missing:

@@ -14,6 +14,7 @@ from ..variables import Schema
 from .folder import RunFolder
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .validate import Validation
@@ -34,6 +35,8 @@ _ABOUT = {
 }
 
 
+# Dimension of what is known of validations.
+_CHECKED = "validation_update"
 # Losses of every channel are kept of each so many updates.
 _CHANNELS_EVERY = 10
 
@@ -119,8 +122,8 @@ def history_of(lines: list[dict[str, Any]], schema: Schema) -> xr.Dataset:
 
     Returns
     -------
-    Dataset, dims (update), (validation) and channel
-        Coordinate ``validation_update`` along validation.
+    Dataset, dims (update), (validation_update) and channel
+        Validations by the updates done before them; 0 is what a run with ``init=`` began with.
     """
     updates = [line for line in lines if line["kind"] == "update"]
     checks = [line for line in lines if line["kind"] == "validation"]
@@ -129,15 +132,14 @@ def history_of(lines: list[dict[str, Any]], schema: Schema) -> xr.Dataset:
     found: dict[str, Any] = {name: ("update", np.array([line[name] for line in updates])) for name in names}
     rows = [line.get("channels") or [np.nan] * len(channels) for line in updates]
     found["loss_by_channel"] = (("update", "channel"), np.array(rows, dtype=np.float64).reshape(-1, len(channels)))
-    found["validation_crps"] = ("validation", np.array([line["crps"] for line in checks]))
+    found["validation_crps"] = (_CHECKED, np.array([line["crps"] for line in checks], dtype=np.float64))
     for name, key in (("validation_crps_by_channel", "channels"), ("spread_skill",) * 2, ("power_ratio",) * 2):
         values = np.array([line[key] for line in checks], dtype=np.float64).reshape(-1, len(channels))
-        found[name] = (("validation", "channel"), values)
-    coords = {
-        "update": ("update", [line["update"] for line in updates], {"long_name": "updates done", "units": "1"}),
-        "validation_update": ("validation", [line["update"] for line in checks]),
-        "channel": channels,
-    }
+        found[name] = ((_CHECKED, "channel"), values)
+    coords: dict[str, Any] = {"channel": channels}
+    for dim, some, text in (("update", updates, "updates done"), (_CHECKED, checks, "updates before the validation")):
+        numbers = np.array([line["update"] for line in some], dtype=np.int64)
+        coords[dim] = (dim, numbers, {"long_name": text, "units": "1"})
     ds = xr.Dataset(found, coords)
     for name, (text, units) in _ABOUT.items():
         ds[name].attrs = {"long_name": text, "units": units}
@@ -154,7 +156,8 @@ def read_history(out: str | os.PathLike[str]) -> xr.Dataset:
 
     Returns
     -------
-    Dataset, dims (update), (validation) and channel
+    Dataset, dims (update), (validation_update) and channel
+        ``history.sel(validation_update=100)`` is the validation after 100 updates.
     """
     folder = RunFolder(out)
     lines = folder.lines()
@@ -188,25 +191,42 @@ def plot_history(history: Any) -> Figure:
             explain("This has no history of training", got=got, expected="a folder, or what train returned")
         )
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = plt.figure(figsize=(9, 6), layout="constrained")
     (loss, crps), (skill, power) = figure.subplots(2, 2, sharex=True)
-    smooth = max(1, ds.sizes["update"] // 100)
-    loss.plot(ds["update"], ds["loss"], color="0.8", linewidth=0.6)
-    mean = ds["loss"].rolling(update=smooth, center=True).mean()
-    loss.plot(ds["update"], mean, color="#0072B2", label=f"mean of {smooth}")
-    loss.set(ylabel="loss [1]", yscale="log")
+    _draw_loss(loss, ds["loss"])
     crps.plot(ds["validation_update"], ds["validation_crps"], color="#D55E00", marker="o", markersize=3)
     crps.set(ylabel="validation CRPS [1]")
     for ax, name in ((skill, "spread_skill"), (power, "power_ratio")):
-        for channel in ds["channel"].values:
-            ax.plot(ds["validation_update"], ds[name].sel(channel=channel), color="0.7", linewidth=0.6)
+        for k, channel in enumerate(ds["channel"].values):
+            label = None if k else "each channel"
+            ax.plot(ds["validation_update"], ds[name].sel(channel=channel), color="0.7", linewidth=0.6, label=label)
         ax.plot(ds["validation_update"], ds[name].median("channel"), color="#009E73", label="median of channels")
         ax.axhline(1, color="black", linewidth=0.6)
-        ax.set(ylabel=f"{name.replace('_', '/' if name == 'spread_skill' else ' ')} [1]", xlabel="update", ylim=(0, 2))
+        ax.set(ylabel=f"{name.replace('_', '/' if name == 'spread_skill' else ' ')} [1]", xlabel="update")
+    skill.set_ylim(0, max(2.0, 1.05 * float(np.fmax.reduce(ds["spread_skill"].values, axis=None, initial=0.0))))
+    # a factor of ten too rough is as far from 1 as one too smooth
+    power.set_yscale("log")
+    low, high = power.get_ylim()
+    power.set_ylim(min(low, 0.5), max(high, 2.0))
+    power.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    power.yaxis.set_major_formatter("{x:g}")
+    power.yaxis.set_minor_formatter(NullFormatter())
     for ax in (loss, crps, skill, power):
         ax.grid(alpha=0.25, linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _draw_loss(ax: Axes, loss: xr.DataArray) -> None:
+    """Every update's, and from 200 of them on a running mean over a hundredth of them."""
+    many = loss.sizes["update"] // 100
+    each = "#0072B2" if many < 2 else "0.8"
+    ax.plot(loss["update"], loss, color=each, linewidth=0.6 if many > 1 else 1.2, label="each update")
+    if many > 1:
+        mean = loss.rolling(update=many, center=True).mean()
+        ax.plot(loss["update"], mean, color="#0072B2", label=f"mean of {many} updates")
+    ax.set(ylabel="loss [1]", yscale="log")

@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import time as clock
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,7 +77,8 @@ def train(
         Go on with the run in `out`: with the same data and configuration the result is that of an uninterrupted run,
         bit for bit on a CPU with as many threads.
     init : str, path or Model, optional
-        Weights to begin with; channels are matched by name, those that are new begin afresh.
+        Weights to begin with; channels are matched by name, those that are new begin afresh. They are validated before
+        the first update, and come back, with a warning, from a run of one stage that makes them no better.
     device : str or torch.device, optional
         By default the GPU if there is one. Under ``torchrun`` each rank takes its own.
     parallel : {"ddp", "fsdp"}
@@ -102,7 +104,8 @@ def train(
     Returns
     -------
     Model
-        Best of the last stage on the validation period; its ``history`` is a labelled Dataset.
+        Best of the last stage on the validation period; its ``history`` is a labelled Dataset, and
+        ``provenance["updates"]`` says after which update it was best.
 
     Raises
     ------
@@ -110,6 +113,11 @@ def train(
         Where the data can't be used: gaps longer than a sample, NaN, a constant channel.
     ArgumentError, CheckpointError, StoreError
         For what the texts say.
+
+    Warns
+    -----
+    UserWarning
+        Where training made the weights of `init` no better.
     """
     with Ranks.find(device, parallel) as ranks:
         return _Run(
@@ -163,6 +171,7 @@ class _Run:
         # of all stages now: an error shall not come after the first ones
         self.layouts = [ranks.layout(config, number, member_ranks) for number in range(len(config.stages))]
         self.show = (get_option("progress") if progress is None else progress) and ranks.first
+        self.fine_tunes = init is not None
         self.folder = None if out is None else RunFolder(out)
         if (resume or tensorboard) and self.folder is None:
             raise ArgumentError(explain("resume=True and tensorboard=True need a folder", do="Pass out="))
@@ -314,6 +323,8 @@ class _Run:
             self._loader(c.validation, stage, 1, 0, 1) as checks,
         ):
             self._note_skipped(loader)
+            if self.fine_tunes and self.update == 0:
+                self._validate(checks)
             samples = self._samples(loader, stage)
             ready: _Samples | None = next(samples)
             while ready is not None:
@@ -470,10 +481,16 @@ class _Run:
     def _best_model(self) -> Model:
         """A model of its own with the network's weights as they are now, or as they were gathered."""
         about = self.model.provenance | {"validation_crps": self.best, "updates": self.best_update}
+        if self.best_update == 0:
+            period = " … ".join(self.config.train)
+            about["title"] = f"{about['init']} as it was: training on {period} made it no better"
         return Model(self.model.network, self.schema, self.data.grid, self.mean, self.std, self.model.static, about)
 
     def _finished(self) -> Model:
         self.journal.close()
+        if self.best_update == 0 and self.ranks.first:
+            text = "No update made the weights of init= better on the validation period: they come back as they were."
+            warnings.warn(text, UserWarning, stacklevel=4)
         network = self.model.network
         if self.folder is not None:
             model = read_model(self.folder.model)
