@@ -1,6 +1,7 @@
 """How the documentation is built: sphinx-build -W --keep-going -b html docs docs/_build/html."""
 
 import importlib
+import importlib.util
 import inspect
 import shutil
 from pathlib import Path
@@ -24,6 +25,8 @@ extensions = [
     "myst_nb",
     "sphinx_design",
 ]
+# formulas without the network; where the package (of the docs extra) is missing, browsers fetch MathJax from its site
+extensions += ["sphinx-mathjax-offline"] if importlib.util.find_spec("sphinx-mathjax-offline") else []
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 default_role = "py:obj"
@@ -49,12 +52,12 @@ html_css_files = ["custom.css"]
 html_theme_options = {
     "show_prev_next": False,
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 6,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"*": [], "notebooks/*": []}  # they have nothing below them
+html_sidebars = {"index": []}  # everywhere else: the pages of its section
 html_show_sourcelink = False
 
 

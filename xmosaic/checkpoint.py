@@ -77,6 +77,17 @@ class Model:
         Digest of the file the model was read from; of the contents for a model that has no file yet.
     history : Dataset, optional
         Of its training, for a model that `xmosaic.train` has just returned. Not saved.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import xmosaic
+    >>> model = xmosaic.load_model("bundled")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = model.save(folder + "/mine.safetensors")
+    ...     again = xmosaic.load_model(folder + "/mine.safetensors")
+    >>> again.schema == model.schema, again.grid == model.grid
+    (True, True)
     """
 
     network: Mosaic
@@ -294,6 +305,15 @@ def load_model(
     Nobody publishes digests of the authors' files. The revision and the sha256 of each file are written down on first
     use (``published.json`` in ``$XMOSAIC_CACHE``, by default ``~/.cache/xmosaic``) and checked at every later one.
     With ``XMOSAIC_OFFLINE=1`` or ``HF_HUB_OFFLINE=1`` the network is not used.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> model = xmosaic.load_model("bundled")
+    >>> model.name, model.license, model.step
+    ('bundled', 'BSD-3-Clause', Timedelta('1 days 00:00:00'))
+    >>> len(model.schema.state), model.grid.shape
+    (24, (33, 64))
     """
     if isinstance(name_or_path, Model):
         return name_or_path
@@ -672,6 +692,22 @@ def convert_published(
     ------
     CheckpointError
         If the files are missing or damaged, or `target` can't be written.
+
+    Examples
+    --------
+    Fetches 1.7 GB, so it isn't run here::
+
+        xmosaic.convert_published("era5", "era5.safetensors")
+        xmosaic.load_model("era5.safetensors")
+
+    What can't be such a source is named:
+
+    >>> import xmosaic
+    >>> try:
+    ...     xmosaic.convert_published("nowhere", "era5.safetensors")
+    ... except xmosaic.MosaicError as error:
+    ...     print(type(error).__name__)
+    CheckpointError
     """
     name = os.fspath(source)
     if name in PUBLISHED:

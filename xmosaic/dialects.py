@@ -49,6 +49,11 @@ class Problem:
         Variable, dimension or coordinate.
     what, got, expected, fix : str
         The parts of the text, see `xmosaic.errors.explain`.
+
+    Examples
+    --------
+    >>> str(Problem("t", "'t' is missing", got="u, v", expected="temperature", fix="Add it"))
+    "'t' is missing. Found u, v; expected temperature. Add it."
     """
 
     subject: str
@@ -125,6 +130,14 @@ class Recognition:
         What was assumed.
     times : DatetimeIndex
         Valid times, in the dataset's order.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample().rename({"2m_temperature": "t2m"})
+    >>> found = recognise(ds, xmosaic.Schema.from_variables({"2m_temperature": None}))
+    >>> found.ok, list(found.sources), found.latitude
+    (True, ['2m_temperature'], 'latitude')
     """
 
     schema: Schema
@@ -1080,6 +1093,23 @@ def to_dialect(forecast: Labelled, dialect: str) -> Labelled:
     -------
     Dataset or DataArray
         Same values; the argument isn't changed.
+
+    Raises
+    ------
+    ArgumentError
+        For a dialect that isn't known.
+    DatasetError
+        Where a name would stand there twice.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> xmosaic.to_dialect(fc, "ecmwf")["t"].dims
+    ('number', 'step', 'level', 'latitude', 'longitude')
+    >>> xmosaic.to_dialect(fc, "climpred")["temperature"].dims
+    ('member', 'lead', 'level', 'latitude', 'longitude')
     """
     if dialect not in _DIALECTS:
         names = ", ".join(map(repr, _DIALECTS))

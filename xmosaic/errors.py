@@ -27,13 +27,16 @@ class AlignmentWarning(UserWarning):
     """A part of a forecast has no truth and isn't scored; the text says which."""
 
 
+_LONGEST = 1000  # letters of a part
+
+
 def explain(what: str, *, got: str = "", expected: str = "", do: str = "") -> str:
     """Join the four parts of an error text: what is wrong, what was found, what was expected, what to do.
 
     Parameters
     ----------
     what, got, expected, do : str
-        The parts; empty ones are left out.
+        The parts; empty ones are left out, and long ones cut: they may quote a damaged file.
 
     Returns
     -------
@@ -44,6 +47,7 @@ def explain(what: str, *, got: str = "", expected: str = "", do: str = "") -> st
     >>> explain("'z500' is not on this dataset", got="'t500'", expected="'geopotential'", do="Rename it.")
     "'z500' is not on this dataset. Found 't500'; expected 'geopotential'. Rename it."
     """
+    what, got, expected, do = (s if len(s) <= _LONGEST else f"{s[: _LONGEST - 2]} …" for s in (what, got, expected, do))
     found = "; ".join(
         part for part in (f"found {got}" if got else "", f"expected {expected}" if expected else "") if part
     )

@@ -92,6 +92,15 @@ def benchmark(
     ------
     DatasetError
         Where a forecast and the truth can't be compared, or the forecasts have no start in common.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> result = xmosaic.benchmark({"bundled": fc}, ds, "crps", spectra=False, mass=False, progress=False)
+    >>> result["geopotential"].dims
+    ('forecast', 'score', 'prediction_timedelta', 'level', 'bound')
     """
     check_options(options)
     confidence = options.get("confidence", 0.95)

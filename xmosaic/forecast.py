@@ -127,6 +127,16 @@ def forecast(
     StoreError
         If the store holds another forecast or something else, is being written by another process, or can't be
         written; the text names the difference.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = xmosaic.forecast(ds, "2D", 2, variables=["t2m", "geopotential"], levels=[500], progress=False)
+    >>> list(fc.data_vars), dict(fc["2m_temperature"].sizes)
+    (['2m_temperature', 'geopotential'], {'number': 2, 'prediction_timedelta': 2, 'latitude': 33, 'longitude': 64})
+    >>> fc.attrs["title"]
+    '2-member ensemble forecast by Mosaic, model bundled'
     """
     chosen = choose_model(ds, model)
     state = State(ds, chosen, time)

@@ -711,6 +711,20 @@ def to_latlon(
     -------
     Dataset or DataArray, dims (..., latitude, longitude)
         The horizontal dimensions stand where the cells stood. See `to_healpix` for dtypes.
+
+    Raises
+    ------
+    DatasetError
+        If the mesh can't be told, or the points are no cells of it.
+    ArgumentError
+        For a grid or an option that can't be used.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> mesh = xmosaic.to_healpix(xmosaic.open_sample()["2m_temperature"].isel(time=0), 16)
+    >>> dict(to_latlon(mesh, (64, 33)).sizes)
+    {'latitude': 33, 'longitude': 64}
     """
     target = parse_grid(grid)
     options = _Options(_check_method(method), _check_fraction(max_missing), bool(missing_fraction))

@@ -67,6 +67,12 @@ class StageConfig:
         Blocks on the way down and up; the bottleneck has only the first.
     mlp_ratio : float
         Hidden width of the feed-forward layers over `dim`.
+
+    Examples
+    --------
+    >>> stage = StageConfig(64, 768, 12, 3, 1024, 128, 24, encoder_depth=4, decoder_depth=2)
+    >>> stage.points, stage.head_dim, stage.hidden
+    (49152, 64, 3072)
     """
 
     nside: int
@@ -175,6 +181,14 @@ class MosaicConfig:
         Which points share a block of attention. "nested": neighbours on the sphere, contiguous in the nested mesh, as
         the paper and the published weights have it. "rows": neighbours along the mesh's latitude rows. "shuffled": any,
         in one fixed pseudo-random order. The last two are there to see what alignment is worth; all else stays nested.
+
+    Examples
+    --------
+    >>> config = PUBLISHED["era5"]
+    >>> config.num_variables, config.num_history, config.input_width
+    (82, 2, 174)
+    >>> MosaicConfig.from_dict(config.to_dict()) == config
+    True
     """
 
     stages: tuple[StageConfig, ...]
@@ -340,6 +354,20 @@ class Mosaic(nn.Module):
         Implementation of the attention operations; None chooses.
     recompute : bool
         Whether the blocks' activations are computed again on the way back instead of being kept.
+
+    Examples
+    --------
+    >>> heads = dict(num_heads=2, num_kv_heads=1, local_size=4, block_size=4, block_count=2)
+    >>> config = MosaicConfig(
+    ...     stages=(StageConfig(nside=2, dim=16, **heads),),
+    ...     bottleneck=StageConfig(nside=1, dim=16, decoder_depth=0, **heads),
+    ...     num_variables=3,
+    ...     num_neighbors=4,
+    ... )
+    >>> network = Mosaic(config, longitude=np.arange(0, 360, 60.0), latitude=np.linspace(-90, 90, 4))
+    >>> history = torch.randn(1, 5, 2, 6, 4, 3)  # batch, member, history, longitude, latitude, channel
+    >>> network(history, torch.rand(1, 2), torch.randn(1, 5, 32)).shape
+    torch.Size([1, 5, 6, 4, 3])
     """
 
     def __init__(

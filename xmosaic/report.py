@@ -63,6 +63,23 @@ def to_markdown(
     -------
     str
         Estimates with their confidence interval, in the variables' units.
+
+    Raises
+    ------
+    DatasetError
+        If this is no result of `xmosaic.benchmark`.
+    ArgumentError
+        For a score, row or lead that is not in it.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> result = xmosaic.benchmark({"bundled": fc}, ds, "crps", spectra=False, mass=False, progress=False)
+    >>> text = to_markdown(result, rows=[("temperature", 850)], leads=["1D"])
+    >>> [line for line in text.splitlines() if line.startswith("| field")]
+    ['| field | forecast | 1 day |']
     """
     return "\n".join(
         [f"# {result.attrs.get('title', 'Benchmark')}", "", *(f"* {k}: {v}" for k, v in _about(result)), ""]
@@ -88,6 +105,18 @@ def write_report(result: xr.Dataset, path: str | Path) -> Path:
     ------
     StoreError
         Where it can't be written.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> import tempfile
+    >>> result = xmosaic.benchmark({"bundled": fc}, ds, "crps", spectra=False, mass=False, progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = write_report(result, folder + "/report.html")
+    ...     page.name, page.stat().st_size > 1000
+    ('report.html', True)
     """
     title = html.escape(str(result.attrs.get("title", "Benchmark")))
     about = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in _about(result))

@@ -64,6 +64,13 @@ class Report:
         All of them, each with its fix.
     notes : tuple of str
         What was assumed or changed on the way.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> report = xmosaic.check(xmosaic.open_sample().drop_vars("temperature"), "bundled")
+    >>> report.ok, report.model, len(report.problems)
+    (False, 'bundled', 1)
     """
 
     model: str

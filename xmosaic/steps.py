@@ -44,6 +44,23 @@ def rollout(
     ------
     Tensor, (batch, member, longitude, latitude, channel)
         The normalised state after each step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xmosaic
+    >>> stage = dict(num_heads=2, num_kv_heads=1, local_size=4, block_size=4, block_count=2)
+    >>> config = xmosaic.MosaicConfig(
+    ...     stages=(xmosaic.StageConfig(nside=2, dim=16, **stage),),
+    ...     bottleneck=xmosaic.StageConfig(nside=1, dim=16, decoder_depth=0, **stage),
+    ...     num_variables=3,
+    ...     num_neighbors=4,
+    ... )
+    >>> network = xmosaic.Mosaic(config, np.arange(0, 360, 60.0), np.linspace(-90, 90, 4))
+    >>> history = torch.zeros(1, 2, 2, 6, 4, 3)  # batch, member, history, longitude, latitude, channel
+    >>> states = rollout(network, history, lambda step: torch.zeros(1, 2), lambda step: torch.zeros(1, 2, 32), steps=3)
+    >>> [tuple(state.shape) for state in states]
+    [(1, 2, 6, 4, 3), (1, 2, 6, 4, 3), (1, 2, 6, 4, 3)]
     """
     for step in range(steps):
         state = network(history, clock(step), noise(step))

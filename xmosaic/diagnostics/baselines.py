@@ -58,6 +58,13 @@ def persistence(
         In the layout of a forecast. Each field stands in memory once, whatever the number of leads: copy it before
         writing into it. Lazy where the analyses are.
 
+    Raises
+    ------
+    DatasetError
+        If the analyses lack a start, or `like` is no forecast.
+    ArgumentError
+        If starts or leads are missing, given twice, or can't be read.
+
     Notes
     -----
     Cost: none but reading the starts.
@@ -118,6 +125,13 @@ def climatology(
     Dataset or DataArray, dims (time, prediction_timedelta, …)
         In the layout of a forecast, without members.
 
+    Raises
+    ------
+    DatasetError
+        If the history has no times, or none near those wanted.
+    ArgumentError
+        If starts, leads or the window can't be used.
+
     Notes
     -----
     Cost: a pass over the history; only the days of the year that are asked for are made.
@@ -166,6 +180,13 @@ def fit_climatology(history: Labelled, window: Any = "61D", shape: Shape = "tria
         dayofyear 1 … 366, counted as ``time.dt.dayofyear`` does; the hours are those of the history. Without either for
         ``window=None``. Save it, and pass it to `climatology` or to the anomaly correlation.
 
+    Raises
+    ------
+    DatasetError
+        If the history has no times.
+    ArgumentError
+        For a window that can't be used.
+
     Notes
     -----
     Every state counts the same, so that a day that was seen in more years weighs more. Dask: one pass; chunks of time
@@ -199,6 +220,11 @@ def climatology_at(fitted: Labelled, times: Any) -> Labelled:
     Returns
     -------
     Dataset or DataArray, dims (times' …, …)
+
+    Raises
+    ------
+    DatasetError
+        If it wasn't fitted for an hour of day that is wanted.
 
     Examples
     --------

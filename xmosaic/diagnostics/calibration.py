@@ -31,10 +31,23 @@ def rank_histogram(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None
         Relative frequency by area; sums to one, 1/(M + 1) each if flat. ``nan_policy="propagate"`` makes a histogram
         with a NaN in it NaN.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Hamill, T. (2001). Interpretation of rank histograms for verifying ensemble forecasts. Mon. Weather Rev. 129.
     doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> rank_histogram(members, truth).values
+    array([0., 1., 0., 0.])
     """
     aligned = align(forecast, truth)
     needs_two(aligned, True)
@@ -84,10 +97,26 @@ def reliability(
         quantity: "forecast_probability" (mean in the bin), "observed_frequency", "share" (of all forecasts, by area).
         NaN where a bin is empty. Coordinates bin_from, bin_to.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Bröcker, J. & Smith, L. (2007). Increasing the reliability of reliability diagrams. Weather Forecast. 22.
     doi:10.1175/WAF993.1
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> result = fc.mosaic.reliability(ds, 280.0)["2m_temperature"]
+    >>> result.dims, result["quantity"].values.tolist()
+    (('quantity', 'prediction_timedelta', 'bin'), ['forecast_probability', 'observed_frequency', 'share'])
     """
     aligned = align(forecast, truth)
     _without_confidence(options)
@@ -137,10 +166,25 @@ def brier(
     Dataset or DataArray [1]
         0 is perfect.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Ferro, C., Richardson, D. & Weigel, A. (2008). On the effect of ensemble size on the discrete and continuous ranked
     probability scores. Meteorol. Appl. 15. doi:10.1002/met.45
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> round(brier(members, truth, 1.8, fair=False).item(), 6)  # two of three members, and it doesn't happen: (2/3)²
+    0.444444
+    >>> round(brier(members, truth, 1.8).item(), 6)
+    0.333333
     """
     aligned = align(forecast, truth)
     needs_two(aligned, fair)
@@ -187,10 +231,24 @@ def energy_score(
     Dataset or DataArray
         In the variable's units.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Gneiting, T. & Raftery, A. (2007). Strictly proper scoring rules, prediction, and estimation. JASA 102.
     doi:10.1198/016214506000001437
+
+    Examples
+    --------
+    >>> fields = xr.DataArray([[0.0, 0.0], [3.0, 4.0]], dims=("number", "place"))
+    >>> truth = xr.zeros_like(fields.isel(number=0))
+    >>> round(energy_score(fields, truth, over="place", fair=False).item(), 6)  # 1.25 / √2: a mean over places
+    0.883883
     """
     aligned = align(forecast, truth)
     needs_two(aligned, fair)

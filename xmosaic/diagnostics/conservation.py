@@ -69,6 +69,11 @@ def mass_drift(
         ``mass_drift`` and ``mass_drift_percent`` of each member; ``mass_drift_mean``, ``…_min``, ``…_max`` and
         ``mass_drift_percent_mean``, ``…_min``, ``…_max`` over members, without number.
 
+    Raises
+    ------
+    DatasetError
+        If there is no pressure at the surface or at sea level, or forecast and start don't go together.
+
     Notes
     -----
     Cost: one pass over one field per start, member and lead. Surface pressure stands for mass as in Trenberth and Smith
@@ -136,6 +141,11 @@ def conservation(forecast: xr.Dataset, start: xr.Dataset | None = None) -> xr.Da
         What `mass_drift`, `total_column_water`, `dry_mass` and `total_energy` give, and the change of the latter three
         under names that end in ``_drift``. Attribute `left_out` says what isn't there and why.
 
+    Raises
+    ------
+    DatasetError
+        If nothing that is conserved is in the forecast.
+
     Notes
     -----
     Cost: one pass over the fields; each level of a column is added in turn, in float64.
@@ -193,6 +203,11 @@ def total_column_water(forecast: xr.Dataset | xr.DataArray, area_mean: bool = Tr
     -------
     DataArray [kg m-2], dims as the forecast's without level, and without space if area_mean
 
+    Raises
+    ------
+    DatasetError
+        If humidity or its levels are missing.
+
     Notes
     -----
     Cost: one pass; level by level, in float64. Clouds and rain are not in q, so this is vapour alone.
@@ -225,6 +240,11 @@ def dry_mass(forecast: xr.Dataset, proxy: bool = False, area_mean: bool = True) 
     Returns
     -------
     DataArray [kg m-2], dims as the forecast's without level, and without space if area_mean
+
+    Raises
+    ------
+    DatasetError
+        If surface pressure or humidity is missing and no proxy is asked for.
 
     References
     ----------
@@ -259,6 +279,11 @@ def total_energy(forecast: xr.Dataset, area_mean: bool = True) -> xr.Dataset:
     Dataset [J m-2], dims as the forecast's without level, and without space if area_mean
         ``enthalpy``, ``kinetic_energy``, ``latent_energy``, ``surface_potential_energy`` as far as there are variables,
         and their sum ``total_energy``, whose attribute `terms` names them. Attribute `left_out` names the rest and why.
+
+    Raises
+    ------
+    DatasetError
+        If a variable that it needs is missing or in other units.
 
     Notes
     -----
@@ -302,6 +327,11 @@ def geostrophic_balance(
     -------
     Dataset, dims as the forecast's without space
         ``ageostrophic_ratio`` [1], and the root mean squares it is made of: ``ageostrophic_wind`` and ``wind`` [m s-1].
+
+    Raises
+    ------
+    DatasetError
+        If geopotential, a wind or the level is missing.
 
     Notes
     -----
@@ -368,6 +398,11 @@ def hydrostatic_residual(forecast: xr.Dataset) -> xr.Dataset:
     Dataset, dims as the forecast's, layer in place of level, without space
         ``hydrostatic_residual`` [m2 s-2] and ``hydrostatic_residual_temperature`` [K]. Coordinates ``level_from`` and
         ``level_to`` [hPa] say which levels a layer is between; layers are numbered downward from 1.
+
+    Raises
+    ------
+    DatasetError
+        If geopotential or temperature is missing, or they share fewer than two levels.
 
     Notes
     -----

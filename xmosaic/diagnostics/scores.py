@@ -110,6 +110,12 @@ def rmse(
         Where forecast and truth can't be compared.
     ArgumentError
         For arguments that can't be used.
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> rmse(members, truth).item(), rmse(members, truth, of="members").values
+    (0.5, array([0.5, 0.5, 1.5]))
     """
     if fair and of == "members":
         raise ArgumentError(explain("A fair RMSE is one of the mean", got="of='members'", do="Leave out fair=True"))
@@ -130,6 +136,19 @@ def bias(
     -------
     Dataset or DataArray
         In the variable's units; positive where the forecast is higher.
+
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> bias(members, truth).item()
+    0.5
     """
     return _score("bias", forecast, truth, dim, of, options)
 
@@ -154,6 +173,19 @@ def mae(
     -------
     Dataset or DataArray
         In the variable's units.
+
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> mae(members, truth).item(), mae(members, truth, of="members").values
+    (0.5, array([0.5, 0.5, 1.5]))
     """
     if of == "median":
         return _score("median_mae", forecast, truth, dim, "mean", options)
@@ -172,6 +204,19 @@ def spread(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None, **opti
     -------
     Dataset or DataArray
         In the variable's units.
+
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> spread(members, truth).item()
+    1.0
     """
     return _score("spread", forecast, truth, dim, "mean", options)
 
@@ -192,10 +237,23 @@ def spread_skill(forecast: XarrayObject, truth: XarrayObject, dim: Dims = None, 
     Dataset or DataArray [1]
         Below 1: too little spread.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Fortin, V., et al. (2014). Why should ensemble spread match the RMSE of the ensemble mean? J. Hydrometeorol. 15.
     doi:10.1175/JHM-D-14-0008.1
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> round(spread_skill(members, truth).item(), 6)  # √(4/3) · 1 / 0.5
+    2.309401
     """
     return _score("spread_skill", forecast, truth, dim, "mean", options)
 
@@ -220,6 +278,13 @@ def crps(
     -------
     Dataset or DataArray
         In the variable's units; smaller is better.
+
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
 
     References
     ----------
@@ -265,6 +330,13 @@ def threshold_weighted_crps(
     Dataset or DataArray
         In the variable's units.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Gneiting, T. & Ranjan, R. (2011). Comparing density forecasts using threshold- and quantile-weighted scoring rules.
@@ -272,6 +344,14 @@ def threshold_weighted_crps(
 
     Allen, S., Ginsbourger, D. & Ziegel, J. (2023). Evaluating forecasts for high-impact events using transformed
     kernel scores. SIAM/ASA J. Uncertain. Quantif. 11. doi:10.1137/22M1532184
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> round(threshold_weighted_crps(members, truth, threshold=0.0).item(), 6)  # all lie above: the CRPS
+    0.166667
+    >>> threshold_weighted_crps(members, truth, threshold=5.0).item()  # all lie below: the same to it
+    0.0
     """
     if tail not in ("upper", "lower"):
         raise ArgumentError(explain(f"tail={tail!r} is not known", expected="'upper' or 'lower'"))
@@ -316,6 +396,20 @@ def crps_skill(
     Returns
     -------
     Dataset or DataArray [1]
+
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> far = xr.DataArray([3.0, 4.0, 5.0], dims="number")
+    >>> round(crps_skill(members, truth, far).item(), 6)
+    0.909091
     """
     ours, theirs = _common(align(forecast, truth), align(baseline, truth))
     needs_two(ours, fair)
@@ -366,10 +460,23 @@ def acc(
     -------
     Dataset or DataArray [1]
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     References
     ----------
     Wilks, D. (2019). Statistical Methods in the Atmospheric Sciences, 4th ed., section 9.8.4.
     doi:10.1016/C2017-0-03921-6
+
+    Examples
+    --------
+    >>> forecast, truth = (xr.DataArray(v, dims="place") for v in ([1.0, -2.0, 3.0], [2.0, -1.0, 2.0]))
+    >>> round(acc(forecast, truth, xr.zeros_like(truth), dim="place").item(), 6)
+    0.890871
     """
     aligned = align(forecast, truth)
     normal = _climatology_of(climatology, forecast, aligned)

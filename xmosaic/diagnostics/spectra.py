@@ -127,6 +127,13 @@ def spectral_slope(power: Labelled, *, between: tuple[int, int]) -> Labelled:
     Dataset or DataArray [1]
         Without the wavenumber; NaN where a power is NaN or not above 0.
 
+    Raises
+    ------
+    DatasetError
+        If there is no dimension of wavenumbers.
+    ArgumentError
+        For a range with fewer than two wavenumbers in it.
+
     Notes
     -----
     Least squares of log S on log k, every wavenumber of the range counted once. For the power per wavenumber that
@@ -198,6 +205,14 @@ def spectral_ratio(
     References
     ----------
     Rasp et al. (2024), https://doi.org/10.1029/2023MS004019
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()[["temperature"]].isel(time=slice(2)).sel(level=500)
+    >>> ratio = spectral_ratio(2 * ds, ds)["temperature"]  # twice the amplitude, four times the power
+    >>> ratio.dims, round(float(ratio.sel(total_wavenumber=5).mean()), 6)
+    (('total_wavenumber',), 4.0)
     """
     powers = compare(forecast, truth, kind, dim, variables, of)
     result = powers.ratio()
@@ -241,6 +256,13 @@ def spectral_log_error(
     References
     ----------
     Gray and Markel (1976), https://doi.org/10.1109/TASSP.1976.1162849
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()[["temperature"]].isel(time=slice(2)).sel(level=500)
+    >>> round(float(spectral_log_error(2 * ds, ds)["temperature"].mean()), 4)
+    6.0206
     """
     powers = compare(forecast, truth, kind, dim, variables, of)
     return powers.aligned.give_back(powers.log_error(between))
@@ -281,6 +303,14 @@ def band_rmse(
     References
     ----------
     Boer (1984), https://doi.org/10.1175/1520-0493(1984)112<1183:ASAOPA>2.0.CO;2
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()[["temperature"]].isel(time=slice(2)).sel(level=500)
+    >>> error = band_rmse(ds + 1, ds)["temperature"]  # one degree everywhere is wavenumber 0 alone
+    >>> error.dims, error.values.round(4).tolist()
+    (('band',), [1.0, 0.0, 0.0, 0.0, nan])
     """
     check_of(of, ("members", "mean"))
     checked = check_bands(bands)
@@ -328,6 +358,13 @@ def effective_resolution(
     ----------
     Skamarock (2004), https://doi.org/10.1175/MWR2830.1;
     Klaver et al. (2020), https://doi.org/10.1002/asl.952
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()[["temperature"]].isel(time=slice(2)).sel(level=500)
+    >>> effective_resolution(ds, ds)["temperature"].dims
+    ()
     """
     check_resolved(band, consecutive)
     powers = compare(forecast, truth, kind, dim, variables, of)
@@ -368,6 +405,14 @@ def coherence(
     References
     ----------
     Boer (1984), https://doi.org/10.1175/1520-0493(1984)112<1183:ASAOPA>2.0.CO;2
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()[["temperature"]].isel(time=slice(2)).sel(level=500)
+    >>> shared = coherence(2 * ds, ds)["temperature"]
+    >>> round(float(shared.isel(total_wavenumber=slice(1, None)).min()), 6)
+    1.0
     """
     check_of(of, ("members", "mean"))
     powers = compare(forecast, truth, "total", dim, variables, of, wanted=("forecast", "truth", "error"))
@@ -410,6 +455,13 @@ def spectral_error(
     -----
     Estimators stand with `spectral_log_error`, `band_rmse`, `effective_resolution` and `coherence`. On dask arrays
     compute the result in one go, so that spectra are shared.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()[["temperature"]].isel(time=slice(2)).sel(level=500)
+    >>> sorted(spectral_error(ds, ds).data_vars)
+    ['temperature_band_rmse', 'temperature_coherence', 'temperature_effective_resolution', 'temperature_log_error']
     """
     check_of(of, ("members", "mean"))
     checked = check_bands(bands)

@@ -39,6 +39,13 @@ def score_sums(
     Dataset, dims as the forecast's less `dim` and number, and statistic
         With the sum of weights as last statistic, and a coordinate ``members``. One pass over the data for all scores.
 
+    Raises
+    ------
+    DatasetError
+        For fewer than two members where the score needs an ensemble, or where forecast and truth don't go together.
+    ArgumentError
+        For an option that can't be used.
+
     Examples
     --------
     >>> fc = xr.DataArray([[1.0, 3.0], [2.0, 3.0]], dims=("number", "point"), name="t")
@@ -70,6 +77,13 @@ def scores_from(sums: xr.Dataset, scores: str | Iterable[str] = USUAL) -> xr.Dat
     ------
     DatasetError
         Where sums of ensembles of different size were added, or a score needs a sum that isn't there.
+
+    Examples
+    --------
+    >>> members, truth = xr.DataArray([1.0, 2.0, 3.0], dims="number"), xr.DataArray(1.5)
+    >>> sums = score_sums(members, truth, "crps")
+    >>> round(float(scores_from(sums, "crps").to_dataarray().squeeze()), 6)
+    0.166667
     """
     if "members" not in sums.coords or "statistic" not in sums.dims:
         what = "These are no sums of scores, or sums of ensembles of different size were added"

@@ -25,6 +25,15 @@ class Explorer:
     page : str
         The whole page.
     title : str
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> page = xmosaic.explore.explore(fc, variables="temperature", levels=850, progress=False)
+    >>> page.nbytes < 10e6, page.html[:15]
+    (True, '<!doctype html>')
     """
 
     def __init__(self, page: str, title: str) -> None:

@@ -67,6 +67,13 @@ def rank_histogram(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     The bars are those of `xmosaic.diagnostics.rank_histogram`. Points of one field aren't independent, so their number
@@ -75,6 +82,13 @@ def rank_histogram(
     S Σ p̄ᵣ(1 − p̄ᵣ)/Σ vᵣ, where p̄ᵣ and vᵣ are mean and variance of bar r over the S starts. Starts count as independent:
     where they follow each other by less than some days the band is too narrow. U-shaped: too little spread, or a bias
     that changes sign (Hamill 2001, doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2).
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = rank_histogram(fc, ds, "t850")
     """
     note = untrained(forecast)
     if "rank" in getattr(forecast, "dims", ()):
@@ -139,10 +153,24 @@ def reliability(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     Below the diagram stands the share of all forecasts, by area, in each bin of probability: points of bins that are
     hardly ever used mean little. The dotted line is how often the event happens at all, at the first of the leads.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = reliability(fc, ds, 280.0, "2m_temperature")
     """
     note = untrained(forecast)
     if "quantity" in getattr(forecast, "dims", ()):

@@ -69,12 +69,27 @@ def tracks(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     Lines between positions are great circles. The mean is that of `xmosaic.tracks.ensemble_mean_track`, where at least
     half of the members have the storm. Ellipses, once a day, would hold half of the members if their positions were
     distributed normally: from the covariance (m − 1) of the m members in the azimuthal equidistant map around the mean,
     where m is at least four. The best track is drawn within the span of the forecast's valid times and, thin, beyond.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("2D", members=2, time="2012-05-10", progress=False)
+    >>> found = fc.mosaic.tracks(progress=False)
+    >>> figure = tracks(found)
     """
     found = _found(forecast, best_track, near, start, time, options)
     best = None if best_track is None else one_track(best_track, "The best track")

@@ -90,11 +90,25 @@ def skill(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     The CRPS of a forecast without members is its mean absolute error. Each forecast is scored over the starts that it
     shares with the truth: where forecasts differ in that, the legend gives the numbers of starts, and their lines
     should not be compared.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = skill({"bundled": fc}, ds, "t850", score="crps")
     """
     named = _named(forecasts, "forecast")
     grey = {} if baselines is None else _named(baselines, "baseline")
@@ -143,10 +157,24 @@ def mass(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     As `xmosaic.diagnostics.mass_drift` gives it; several starts are drawn together, mean and range are over starts and
     members. The right axis is in percent of the pressure at the start, the mean of the starts'.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = mass(fc, ds)
     """
     from ..diagnostics.conservation import mass_drift
 

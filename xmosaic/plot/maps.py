@@ -78,6 +78,13 @@ def stamps(
     -----
     One colour scale for all members and the mean, less the outermost half percent of the values on either side. The
     spread is the standard deviation with M − 1. Coastlines are drawn where cartopy is installed and has them on disk.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = stamps(fc, "t850")
     """
     ds = as_dataset(forecast)
     _need_ensemble(ds)
@@ -161,6 +168,13 @@ def spread(
     Spread √⟨s²⟩ and RMSE of the mean √⟨(x̄ − y)²⟩, as `xmosaic.diagnostics.spread` and `rmse` give them. The dotted line
     is the spread times √((M + 1)/M): where M members can't be told apart from the truth, their mean has that error
     (Fortin et al. 2014, doi:10.1175/JHM-D-14-0008.1).
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = spread(fc, ds, "t850")
     """
     ds = as_dataset(forecast)
     _need_ensemble(ds)

@@ -82,6 +82,13 @@ def plume(
     members, quantile i/(M + 1) being the i-th of M: they hold the share p of outcomes where members can't be told apart
     from the truth (Hyndman & Fan 1996, type 6, doi:10.1080/00031305.1996.10473566). Bands that M members can't span,
     that of 80 % with fewer than 9, aren't drawn.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = plume(fc, ds, "t850", latitude=47, longitude=-3)
     """
     ds = as_dataset(forecast)
     chosen = choose(ds, variable, level, [d for d in ("number", LEAD) if d in ds.dims])

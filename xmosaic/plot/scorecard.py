@@ -44,6 +44,14 @@ def score_panels(result: xr.Dataset, fields: Sequence[Field], scores: Sequence[s
         If this is no result of a benchmark.
     ArgumentError
         If a variable, level or score is not in it.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> result = xmosaic.benchmark({"bundled": fc}, ds, "crps", spectra=False, mass=False, progress=False)
+    >>> figure = score_panels(result, [("geopotential", 500)])
     """
     _check(result, fields)
     there = [str(s) for s in result["score"].values]
@@ -93,6 +101,14 @@ def ratio_panels(result: xr.Dataset, fields: Sequence[Field], leads: Any = None)
         If this is no result of a benchmark, or none of the fields has spectra.
     ArgumentError
         If a variable, level or lead is not in it.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> result = xmosaic.benchmark({"bundled": fc}, ds, "crps", mass=False, progress=False)
+    >>> figure = ratio_panels(result, [("geopotential", 500)])
     """
     _check(result, fields)
     fields = [f for f in fields if f"{f[0]}_spectral_ratio" in result]

@@ -76,6 +76,13 @@ def spectra(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     Powers are averaged over starts, then the median over members is taken per wavenumber; the shading reaches from the
@@ -83,6 +90,13 @@ def spectra(
     Wavenumber 0 has no place on a logarithmic axis; on the HEALPix mesh those above 2 nside aren't drawn. With winds
     and kinetic energy come lines of slope −3 and −5/3 (Nastrom and Gage 1985,
     doi:10.1175/1520-0469(1985)042<0950:ACOAWS>2.0.CO;2).
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = spectra(fc, ds, "t850")
     """
     notes = [untrained(forecast)]
     power = _given(forecast, variable, level)
@@ -139,11 +153,25 @@ def ratio(
     -------
     Figure
 
+    Raises
+    ------
+    DatasetError
+        If the forecast lacks what the picture needs.
+    ArgumentError
+        If a variable, level or lead is not in it, or a truth is missing or too much.
+
     Notes
     -----
     The line is averaged over starts and members before the division, as `xmosaic.diagnostics.spectral_ratio` does it;
     the shading reaches from the least to the largest member, each averaged over starts. The grey band is 0.9 to 1.1.
     The axis ends at 0.02 and at 20. On the HEALPix mesh wavenumbers above 2 nside aren't drawn.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> fc = ds.mosaic.forecast("1D", members=2, time="2012-05-10", progress=False)
+    >>> figure = ratio(fc, ds, "t850")
     """
     notes = [untrained(forecast)]
     middle, members = _given(forecast, variable, level), None

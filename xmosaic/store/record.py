@@ -200,6 +200,17 @@ def written(store: Store) -> xr.DataArray:
     ------
     StoreError
         If the store is no forecast that this package wrote.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import xmosaic
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ds = xmosaic.open_sample()
+    ...     _ = ds.mosaic.forecast("2D", 2, variables="t2m", store=folder + "/fc.zarr", progress=False)
+    ...     record = xmosaic.written(folder + "/fc.zarr").load()
+    >>> record.dims, record.shape, bool(record.all())
+    (('time', 'number', 'prediction_timedelta'), (1, 2, 2), True)
     """
     return _written(store)[0]
 
@@ -331,6 +342,16 @@ def open_forecast(store: Store) -> xr.Dataset:
     -----
     IncompleteForecast
         If parts are missing; the text says how many.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import xmosaic
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ds = xmosaic.open_sample()
+    ...     _ = ds.mosaic.forecast("1D", 2, variables="t2m", store=folder + "/fc.zarr", progress=False)
+    ...     dict(xmosaic.open_forecast(folder + "/fc.zarr")["2m_temperature"].sizes)
+    {'number': 2, 'prediction_timedelta': 1, 'latitude': 33, 'longitude': 64}
     """
     done, ds = _written(store)
     if ds is None:

@@ -37,6 +37,13 @@ def ensemble_mean_track(tracks: xr.Dataset, min_fraction: float = 0.5) -> xr.Dat
         spread [km]: √(mean of the squared great-circle distances to it);
         members [1]: how many have a centre; and the mean of each other variable in its units.
 
+    Raises
+    ------
+    DatasetError
+        If these are no tracks of an ensemble.
+    ArgumentError
+        For an option that can't be used.
+
     Notes
     -----
     The mean runs over members that keep the storm: where weak ones lose it, intensity is that of the strong ones.
@@ -112,6 +119,13 @@ def track_error(
 
         NaN where either has no position. The best track's own position at the valid times stands in the coordinates
         best_latitude and best_longitude.
+
+    Raises
+    ------
+    DatasetError
+        If one of them is no track, or they have no time in common.
+    ArgumentError
+        For an option that can't be used.
 
     Notes
     -----

@@ -37,6 +37,11 @@ class Stage:
         Part of the rate that is left at the end; 1 keeps it constant.
     backprop : int, optional
         Gradients flow through the last so many steps of the rollout; by default through all.
+
+    Examples
+    --------
+    >>> Stage(updates=1000, rollout=2, batch_size=8, learning_rate=0.01)
+    Stage(updates=1000, rollout=2, batch_size=8, learning_rate=0.01, warmup=0, final_rate=0.0, backprop=None)
     """
 
     updates: int
@@ -121,6 +126,15 @@ class TrainConfig:
         Updates between checkpoints.
     frozen : tuple of str
         Patterns (fnmatch) of parameter names that aren't trained.
+
+    Examples
+    --------
+    >>> import xmosaic
+    >>> config = xmosaic.recipes.small(train=("2000", "2015"), validation=("2016", "2016"), updates=500)
+    >>> config.updates
+    500
+    >>> type(config).from_dict(config.to_dict()) == config
+    True
     """
 
     network: MosaicConfig

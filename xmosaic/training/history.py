@@ -158,6 +158,22 @@ def read_history(out: str | os.PathLike[str]) -> xr.Dataset:
     -------
     Dataset, dims (update), (validation_update) and channel
         ``history.sel(validation_update=100)`` is the validation after 100 updates.
+
+    Raises
+    ------
+    DatasetError
+        If the folder holds no history.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from xmosaic.errors import DatasetError
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         read_history(folder)
+    ...     except DatasetError as error:
+    ...         print("holds no history" in str(error))
+    True
     """
     folder = RunFolder(out)
     lines = folder.lines()
@@ -181,6 +197,23 @@ def plot_history(history: Any) -> Figure:
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    DatasetError
+        If there is no history in it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import xmosaic
+    >>> config = xmosaic.recipes.small(
+    ...     0.01, train=("2012-04-10", "2012-05-09"), validation=("2012-05-10", "2012-05-19"),
+    ...     variables={"2m_temperature": None}, nside=4, updates=2, validation_samples=1,
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = xmosaic.train(xmosaic.open_sample(), config, out=folder + "/run", progress=False)
+    ...     figure = plot_history(folder + "/run")
     """
     if isinstance(history, str | os.PathLike):
         history = read_history(history)

@@ -118,6 +118,20 @@ def train(
     -----
     UserWarning
         Where training made the weights of `init` no better.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import xmosaic
+    >>> ds = xmosaic.open_sample()
+    >>> config = xmosaic.recipes.small(
+    ...     0.01, train=("2012-04-10", "2012-05-09"), validation=("2012-05-10", "2012-05-19"),
+    ...     variables={"2m_temperature": None}, nside=4, updates=2, validation_samples=1,
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model = xmosaic.train(ds, config, out=folder + "/run", progress=False)
+    >>> [channel.name for channel in model.schema.state], model.history.sizes["update"]
+    (['2m_temperature'], 2)
     """
     with Ranks.find(device, parallel) as ranks:
         return _Run(

@@ -50,6 +50,12 @@ def paper_era5(
     References
     ----------
     arXiv:2604.16429
+
+    Examples
+    --------
+    >>> config = paper_era5()
+    >>> config.train, [stage.updates for stage in config.stages]
+    (('1979', '2017'), [100000, 5000, 5000, 5000])
     """
     return _paper("era5", _stages(100_000, (2, 4, 8)), train, validation, test)
 
@@ -83,9 +89,19 @@ def paper_hres(
     -------
     TrainConfig
 
+    Raises
+    ------
+    ArgumentError
+        For periods that don't go with the rest.
+
     References
     ----------
     arXiv:2604.16429
+
+    Examples
+    --------
+    >>> [stage.rollout for stage in paper_hres().stages]
+    [1, 2, 4, 8]
     """
     if init is None:
         stages = _stages(100_000, (2, 4, 8))
@@ -166,6 +182,17 @@ def small(
     Returns
     -------
     TrainConfig
+
+    Raises
+    ------
+    ArgumentError
+        For a size, mesh or change that can't be used.
+
+    Examples
+    --------
+    >>> config = small(0.5, train=("2000", "2015"), validation=("2016", "2016"), updates=1000, seed=1)
+    >>> config.updates
+    1000
     """
     if isinstance(size, bool) or not (isinstance(size, int | float) and 0 < size < math.inf):
         raise ArgumentError(explain("size can't be used", got=repr(size), expected="a number above 0"))
