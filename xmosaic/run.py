@@ -34,11 +34,13 @@ def run(plan: Plan, sink: MemorySink | ZarrSink, bar: Bar) -> None:
     """Make the forecast of a plan, each block on the device that is free first, and hand it to the sink."""
     stop = threading.Event()
     tasks = _Shared(_tasks(plan, sink, bar), stop)
+    threads = torch.get_num_threads()
     with _network(plan) as network:
         if len(plan.devices) == 1:
             return _Worker(plan, sink, bar, stop).work(network, tasks)
         workers = [_Worker(plan.on(device), sink, bar, stop) for device in plan.devices]
-        with ThreadPoolExecutor(len(workers), "xmosaic device") as pool:
+        # libraries of matrix products keep the number of their threads per caller, and round by it
+        with ThreadPoolExecutor(len(workers), "xmosaic device", torch.set_num_threads, (threads,)) as pool:
             busy = {pool.submit(worker.work, network, tasks) for worker in workers}
             try:
                 while busy:
