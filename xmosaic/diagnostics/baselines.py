@@ -11,8 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
-from ..variables import find_variable, listed
-from .layout import LEAD, as_dataset, caller_names, canonical_dims
+from ..variables import listed
+from .layout import LEAD, as_dataset, caller_names, canonical_dims, meaning
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 Shape = Literal["triangle", "box"]
@@ -475,8 +475,8 @@ def _as_in(like: Any, fields: xr.Dataset, given: Any) -> xr.Dataset:
 def _of_variables(fields: xr.Dataset, forecast: xr.Dataset) -> xr.Dataset:
     own: dict[Hashable, list[Hashable]] = {}
     for name in fields.data_vars:
-        own.setdefault(_meaning(name), []).append(name)
-    found = [[n] if n in fields.data_vars else own.get(_meaning(n), []) for n in forecast.data_vars]
+        own.setdefault(meaning(name), []).append(name)
+    found = [[n] if n in fields.data_vars else own.get(meaning(n), []) for n in forecast.data_vars]
     kept = list(dict.fromkeys(name for names in found for name in names))
     if not kept:
         raise DatasetError(
@@ -488,12 +488,6 @@ def _of_variables(fields: xr.Dataset, forecast: xr.Dataset) -> xr.Dataset:
             )
         )
     return fields[kept]
-
-
-def _meaning(name: Hashable) -> Hashable:
-    known = find_variable(str(name))
-    # a channel's name, such as geopotential_500, means more than its variable
-    return name if known is None or str(name).rpartition("_")[2].isdigit() else known.name
 
 
 def _at_levels(fields: xr.Dataset, forecast: xr.Dataset | xr.DataArray) -> xr.Dataset:

@@ -294,9 +294,9 @@ def _same_variables(
         theirs = as_dataset(theirs)
     known: dict[Hashable, list[Hashable]] = {}
     for name in theirs.data_vars:
-        known.setdefault(_meaning(name), []).append(name)
+        known.setdefault(meaning(name), []).append(name)
     wanted = [name for name in ours.data_vars if ours[name].dtype.kind in "fiub"]
-    pairs = {name: name if name in theirs.data_vars else _only(name, known.get(_meaning(name), [])) for name in wanted}
+    pairs = {name: name if name in theirs.data_vars else _only(name, known.get(meaning(name), [])) for name in wanted}
     if absent := [name for name, other in pairs.items() if other is None]:
         if len(absent) == len(pairs):
             raise DatasetError(
@@ -337,7 +337,8 @@ def _check_truth(ours: xr.Dataset, theirs: xr.Dataset) -> None:
             raise DatasetError(explain(f"{what} has no time, and the others have", do=do))
 
 
-def _meaning(name: Hashable) -> Hashable:
+def meaning(name: Hashable) -> Hashable:
+    """What a name stands for in any dialect: our own name of the variable, or the name itself if it isn't known."""
     known = find_variable(str(name))
     # a channel's name, such as geopotential_500, means more than its variable
     return known.name if known is not None and not str(name).rpartition("_")[2].isdigit() else name
