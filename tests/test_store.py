@@ -110,7 +110,7 @@ def test_what_waits_to_be_written_does_not_grow_with_lead(tmp_path, monkeypatch)
         return store(sink, region, fields)
 
     def watch(sink, region):
-        fields = sink._buffer = Fields(sink._buffer)
+        fields = sink._filling.fields = Fields(sink._filling.fields)
         alive.add(fields)
         del fields
         hand_over(sink, region)

@@ -218,19 +218,11 @@ class ZarrSink:
         if lead - first == count - 1:
             self._hand_over((starts, members, slice(first, first + count)))
 
-    @property
-    def _buffer(self) -> Mapping[str, np.ndarray]:
-        """What this thread has filled."""
-        return self._filling.fields
-
-    @_buffer.setter
-    def _buffer(self, fields: Mapping[str, np.ndarray]) -> None:
-        self._filling.fields, self._filling.where = fields, None
-
     def _hand_over(self, region: tuple[slice, slice, slice]) -> None:
         assert self._writer is not None
-        buffer, self._buffer = self._buffer, {}
-        self._writer.put(functools.partial(self._store, region, buffer))
+        filling = self._filling
+        fields, filling.fields, filling.where = filling.fields, {}, None
+        self._writer.put(functools.partial(self._store, region, fields))
 
     def _store(self, region: tuple[slice, slice, slice], fields: Mapping[str, np.ndarray]) -> None:
         """Data first; then, once that lasts, the record."""
