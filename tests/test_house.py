@@ -25,7 +25,7 @@ ORDER = [
     *("errors", "options", "cards"),
     *("units", "variables", "dialects"),
     *("grid", "overlap", "healpix"),
-    *("kernels", "model", "checkpoint"),
+    *("kernels", "model", "graph", "checkpoint"),
     *("state", "data", "store", "steps", "choices", "plan", "run", "lazy", "overview", "forecast"),
     *("diagnostics", "tracks", "plot", "explore", "evaluation", "report", "training"),
     *("accessor", "cli", "__init__", "__main__"),

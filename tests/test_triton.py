@@ -129,7 +129,7 @@ def test_gradients_repeat_and_every_place_is_written():
 
 @pytest.fixture
 def tiles():
-    """Sets how the forward kernel makes its weights, for every width and precision, until the test ends."""
+    """Sets how a kernel works, for every width and precision, until the test ends."""
     from xmosaic.kernels import selected
 
     kept = dict(selected._TILES)
@@ -143,7 +143,12 @@ def tiles():
     selected._tiles.cache_clear()
 
 
-WAYS = [{"nth": 1}, {"nth": 2, "first": True}, {"first": True, "tma": True}, {"lazy": True, "nth": 4}]
+WAYS = [
+    {"first": False, "tma": False},
+    {"first": True, "tma": False},
+    {"first": False, "tma": True},
+    {"first": True, "tma": True},
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -152,7 +157,7 @@ def test_ways_to_make_the_weights(way, scale, tiles):
     """With large logits later keys pass the first ones by more than float16 holds."""
     tiles(**way)
     for kind in ("query", "key"):
-        tiles(kind, nth=way.get("nth", 0))
+        tiles(kind, rows=16, keys=16, tma=way["tma"])
     inputs, picked = attention_case(1, 1, 1, 2, 4, 32, 32, 3)
     assert_as_good_as_reference(
         lambda q, k, v, impl: selected_attention(q, k, v, picked, 32, scale=scale, impl=impl), inputs, torch.float16
@@ -349,9 +354,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from xmosaic.kernels import float8, selected, neighbor
 
-def compiled(kernel, dtype, constants, **options):
+def compiled(kernel, dtype, constants, described=(), length=0, **options):
     kinds = dict.fromkeys(["idx_ptr", "order_ptr", "first_ptr", "pickers_ptr", "neighbors_ptr", "links_ptr"], "*i32")
     kinds |= dict.fromkeys(["lse_ptr", "total_ptr", "delta_ptr", "direction_ptr"], "*fp32")
+    kinds |= dict.fromkeys(described, f"tensordesc<bf16[1,1,{length},64]>")
     def kind(name):
         if name in constants:
             return "constexpr"
@@ -364,11 +370,16 @@ def compiled(kernel, dtype, constants, **options):
 sizes = dict(GROUP=4, SIZE=128, D=64, WIDTH=64, PRECISION="ieee", EXACT=False)
 for name in ("forward", "query", "key"):
     kernel = {"forward": selected._forward, "query": selected._backward_query, "key": selected._backward_key}[name]
-    tiles = selected._tiles(name, 2, 64, 512, 128)
-    options = dict(num_warps=tiles.warps, num_stages=tiles.stages)
-    more = dict(FIRST=tiles.first, LAZY=tiles.lazy, TMA=False) if name == "forward" else {}
-    made = compiled(kernel, "*bf16", sizes | more | dict(M=tiles.rows, N=tiles.keys, NTH=tiles.nth), **options)
-    print(name, "wgmma" in made.asm["ptx"])
+    for whole in (False, True):
+        tiles = selected._tiles(name, 2, 64, 512, 128, whole)
+        options = dict(num_warps=tiles.warps, num_stages=tiles.stages)
+        options |= dict(maxnreg=tiles.registers) if tiles.registers else {}
+        more = dict(FIRST=tiles.first) if name == "forward" else {}
+        more |= dict(M=tiles.rows, N=tiles.keys, TMA=tiles.tma)
+        fetched = () if not tiles.tma else ("q_ptr", "grad_ptr") if name == "key" else ("k_ptr", "v_ptr")
+        length = tiles.rows if name == "key" else tiles.keys
+        made = compiled(kernel, "*bf16", sizes | more, fetched, length, **options)
+        print(name, whole, "wgmma" in made.asm["ptx"], ("cp.async.bulk.tensor" in made.asm["ptx"]) == tiles.tma)
 made = compiled(neighbor._forward, "*bf16", dict(HEADS=12, K=24, K_WIDTH=32, D=64, WIDTH=64, TARGETS=8), num_warps=1)
 print("neighbors", len(made.asm["cubin"]) > 0)
 kinds = dict(ab_ptr="*bf16", shift_ptr="*bf16", values_ptr="*fp8e4nv", scale_ptr="*fp32", points="i32")
@@ -387,4 +398,5 @@ def test_they_compile_for_hopper_and_use_its_matrix_units(tmp_path):
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split("\n")[:5] == ["forward True", "query True", "key True", "neighbors True", "rows True"]
+    attention = [f"{name} {whole} True True" for name in ("forward", "query", "key") for whole in (False, True)]
+    assert done.stdout.split("\n")[:8] == [*attention, "neighbors True", "rows True"]

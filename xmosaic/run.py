@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from .cards import duration
 from .errors import MosaicError, explain
+from .graph import Recorded
 from .model import Mosaic
 from .plan import Plan
-from .steps import clock_at, member_noise, rollout
+from .steps import Step, clock_at, member_noise, rollout
 from .store import MemorySink, ZarrSink
 from .store.writer import Writer
 
@@ -137,18 +138,20 @@ class _Worker:
         """Make blocks until none is left."""
         with _current(self.plan.device), Writer() as hand:
             network = replica(network, self.plan.device)
+            step = Recorded(network) if self.plan.device.type == "cuda" else network
             for task in tasks:
-                self._block(network, task, hand)
+                self._block(step, task, hand)
             hand.drain()
 
     @torch.inference_mode()
-    def _block(self, network: Mosaic, task: _Task, hand: Writer) -> None:
+    def _block(self, network: Step, task: _Task, hand: Writer) -> None:
         plan = self.plan
         # a block that broke off begins again at its start: a stored lead is rounded, not the state the network had
         wanted = {plan.kept[i]: i for i in np.flatnonzero(task.missing).tolist()}
         dtype = torch.bfloat16 if plan.dtype == torch.float8_e4m3fn else plan.dtype
         autocast = dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(plan.device.type, dtype=dtype if autocast else None, enabled=autocast):
+        # without its cache, which would go while what is recorded still reads from it
+        with torch.autocast(plan.device.type, dtype if autocast else None, autocast, cache_enabled=False):
             for step, state in enumerate(self._states(network, task), 1):
                 if self.stop.is_set():
                     return
@@ -156,7 +159,7 @@ class _Worker:
                 hand.put(functools.partial(self._take, task, state, step, wanted.get(step), _mark(plan.device)))
         hand.put(self.sink.end_block)
 
-    def _states(self, network: Mosaic, task: _Task) -> Iterator[torch.Tensor]:
+    def _states(self, network: Step, task: _Task) -> Iterator[torch.Tensor]:
         """States of a block after each step, (start, member, longitude, latitude, channel)."""
         plan, model, times = self.plan, self.plan.model, self.plan.state.starts[task.starts]
         numbers = range(plan.before + task.members.start + 1, plan.before + task.members.stop + 1)
@@ -174,7 +177,8 @@ class _Worker:
             return self._tensor([plan.state.forcing(t + (step + 1) * model.step) for t in times]).unsqueeze(1)
 
         histories = task.histories
-        history = self._tensor(histories).unsqueeze(1).expand(-1, len(numbers), *histories.shape[1:])
+        # members of their own, as after each further step: the same sums in the same order
+        history = self._tensor(histories).unsqueeze(1).repeat_interleave(len(numbers), dim=1)
         states = rollout(network, history, clock, noise, _steps(plan, task.missing), forcing)
         return _launched(states, plan, len(times) * len(numbers))
 

@@ -10,14 +10,16 @@ import pandas as pd
 import torch
 
 from .checkpoint import Model
-from .model import Mosaic
+
+# The next state, (batch, member, longitude, latitude, channel), of history, clock and noise; such as a `Mosaic`.
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 # Separates this use of Philox from any other with the same seed; changing it changes every forecast.
 _NOISE_STREAM = 0x6D6F73616963
 
 
 def rollout(
-    network: Mosaic,
+    network: Step,
     history: torch.Tensor,
     clock: Callable[[int], torch.Tensor],
     noise: Callable[[int], torch.Tensor | None],
@@ -28,7 +30,8 @@ def rollout(
 
     Parameters
     ----------
-    network : Mosaic
+    network : Mosaic, or callable
+        ``network(history, clock, noise)`` gives the next state.
     history : Tensor, (batch, member, history, longitude, latitude, channel)
         Normalised, oldest first.
     clock : callable

@@ -39,30 +39,32 @@ from xmosaic.model import PUBLISHED, Mosaic
 Tiles = selected._Tiles
 
 FORWARD = (
-    *(Tiles(128, 128, 4, 3, nth, first) for first in (False, True) for nth in (0, 4, 2)),
-    *(Tiles(128, 128, 4, 3, nth, first, tma=True) for first, nth in ((False, 0), (True, 0), (True, 4), (True, 2))),
-    Tiles(128, 128, 4, 3, lazy=True),
-    *(Tiles(128, 64, 4, 3, nth, first, tma=tma) for first, nth, tma in ((False, 0, False), (True, 0, False))),
-    *(Tiles(128, 64, 4, stages, nth, True, tma=True) for stages, nth in ((3, 0), (4, 0), (3, 4), (3, 2))),
-    *(Tiles(128, 64, 4, 3, nth, True, registers=168, tma=True) for nth in (0, 4)),
-    *(Tiles(64, 128, 4, 3, nth, True, tma=True) for nth in (0, 4)),
-    *(Tiles(64, 64, 4, 4, nth, True, tma=True) for nth in (0, 4)),
-    *(Tiles(128, 128, 8, 3, nth, True, tma=True) for nth in (0, 4)),
-    *(Tiles(128, 128, 8, 2, nth, True, registers=128, tma=True) for nth in (0, 4, 2)),
-    Tiles(128, 128, 8, 2, registers=128, tma=True),
-    Tiles(64, 128, 4, 2, 4, True, registers=128, tma=True),
-    *(Tiles(256, 64, 8, 3, nth, True, tma=True) for nth in (0, 4)),
+    *(Tiles(128, 128, 4, 3, None, first, tma) for first in (False, True) for tma in (False, True)),
+    *(Tiles(128, 128, 8, stages, 128, first, True) for stages in (2, 3) for first in (True, False)),
+    *(Tiles(64, 128, 4, stages, registers, True, True) for stages in (2, 3) for registers in (None, 168, 128)),
+    *(Tiles(128, 64, 8, stages, 128, True, True) for stages in (3, 4)),
+    Tiles(64, 64, 4, 4, None, True, True),
 )
 BACKWARD = {
-    "query": (*(Tiles(128, 64, 8, 3, nth) for nth in (0, 4, 2)), *(Tiles(128, 64, 4, 3, nth) for nth in (0, 4))),
-    "key": (*(Tiles(128, 64, 4, 2, nth) for nth in (0, 4, 2)), *(Tiles(64, 64, 4, 3, nth) for nth in (0, 4))),
+    "query": (
+        Tiles(128, 64, 8, 3),
+        *(Tiles(128, 64, 8, stages, None, False, True) for stages in (2, 3)),
+        *(Tiles(64, 64, 4, stages, registers, False, True) for stages, registers in ((2, None), (3, None), (3, 168))),
+        *(Tiles(rows, 128, warps, 2, None, False, True) for rows, warps in ((128, 8), (64, 4))),
+    ),
+    "key": (
+        Tiles(128, 64, 4, 2),
+        Tiles(128, 64, 4, 2, None, False, True),
+        *(Tiles(64, 64, 4, stages, registers, False, True) for stages, registers in ((2, None), (3, None), (3, 168))),
+        *(Tiles(64, 128, 8, stages, registers, False, True) for stages, registers in ((2, None), (3, None), (3, 168))),
+        *(Tiles(128, keys, 8, 2, None, False, True) for keys in (64, 128)),
+    ),
 }
 
 
 def named(tiles: Tiles) -> str:
     words = [f"{tiles.rows} x {tiles.keys}, {tiles.warps} warps, {tiles.stages} deep"]
-    words += [f"1 of {tiles.nth} by products"] if tiles.nth else []
-    words += [w for w, on in (("first peak", tiles.first), ("lazy", tiles.lazy), ("descriptor", tiles.tma)) if on]
+    words += [w for w, on in (("first peak", tiles.first), ("fetched whole", tiles.tma)) if on]
     return ", ".join(words + ([f"{tiles.registers} registers"] if tiles.registers else []))
 
 

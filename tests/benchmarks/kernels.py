@@ -1,7 +1,7 @@
 """The kernels on a GPU: right first, then how fast, beside what PyTorch has for the same.
 
-``python tests/benchmarks/kernels.py NAME …``, by default check, attention, neighbors, step and training. More: tiles,
-and of kernel_parts.py variants, local, feed_forward, scaling, mesh and cpu. Compiling takes most of the time: eight
+``python tests/benchmarks/kernels.py NAME …``, by default check, attention, neighbors, step and training. More, of
+kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu. Compiling takes most of the time: eight
 processes share the check, and ``check:2/4`` does the third of four parts.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from triton.testing import do_bench
 
-from xmosaic.kernels import ops, selected
+from xmosaic.kernels import ops
 from xmosaic.model import PUBLISHED, Mosaic
 
 GPU = "cuda"
@@ -190,39 +190,6 @@ def flex(picked: torch.Tensor) -> Callable:
     return partial(torch.compile(flex_attention), block_mask=mask, enable_gqa=True)
 
 
-def tiles() -> None:
-    """What each choice of tiles takes, at the sizes of stage 1."""
-    inputs, picked = stage_one()
-    q, k, v = (x.detach() for x in inputs)
-    picked, grad = picked.int(), torch.randn_like(inputs[0])
-    kept_rows = selected._attend(q, k, v, picked, 128, 0.125)
-    sweep = {
-        "forward": [
-            (128, 64, 4, 3),
-            (128, 64, 4, 4),
-            (128, 128, 8, 3),
-            (128, 128, 4, 3),
-            (256, 64, 8, 4),
-            (64, 128, 4, 3),
-        ],
-        "query": [(128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 3), (64, 128, 4, 3)],
-        "key": [(64, 128, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 4, 2), (128, 64, 4, 3), (32, 128, 8, 3)],
-    }
-    calls = {
-        "forward": partial(selected._attend, q, k, v, picked, 128, 0.125),
-        "backward": partial(selected._attend_backward, grad, q, k, v, picked, *kept_rows, 128, 0.125),
-    }
-    for kind, choices in sweep.items():
-        kept = selected._TILES[kind]
-        for choice in choices:
-            selected._TILES[kind] = (selected._Tiles(*choice), *kept[1:])
-            selected._tiles.cache_clear()
-            what = "forward" if kind == "forward" else "backward"
-            print(f"{what} with {kind} tiles {choice}: {median(calls[what], 100):.2f} ms", flush=True)
-        selected._TILES[kind] = kept
-        selected._tiles.cache_clear()
-
-
 def era5() -> Mosaic:
     longitude, latitude = np.arange(240) * 1.5, np.linspace(-90, 90, 121)
     static = np.random.default_rng(0).normal(size=(240, 121, 3))
@@ -253,19 +220,22 @@ def step() -> None:
         (None, torch.float16, 24, False),
         (None, torch.bfloat16, 24, True),
         ("reference", torch.float16, 8, False),
+        (None, torch.float32, 2, False),
+        ("triton", torch.float32, 2, False),
+        ("reference", torch.float32, 2, False),
     ):
         network.use_float8(eight).impl = impl
         history = torch.randn(1, members, 2, 240, 121, 82, device=GPU)
         call = partial(network, history, torch.rand(1, 2, device=GPU), torch.randn(1, members, 32, device=GPU))
         torch.cuda.reset_peak_memory_stats()
-        with torch.inference_mode(), torch.autocast(GPU, dtype):
+        with torch.inference_mode(), torch.autocast(GPU, dtype, enabled=dtype != torch.float32):
             began = time.perf_counter()
             good = bool(torch.isfinite(call()).all())
             first = time.perf_counter() - began
             taken = [t / members for t in do_bench(call, warmup=200, rep=1500, quantiles=[0.5, 0.0, 1.0])]
             name = "float8" if eight else str(dtype)[6:]
             print(
-                f"{impl or 'triton':9s} {name:8s} {members:2d} members: {taken[0]:.1f} ms per member-step "
+                f"{impl or 'default':9s} {name:8s} {members:2d} members: {taken[0]:.1f} ms per member-step "
                 f"({taken[1]:.1f} … {taken[2]:.1f}), {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, "
                 f"first call {first:.1f} s, finite {good}",
                 flush=True,
@@ -328,7 +298,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, triton {triton.__version__}, {where}")
     parts = {more.variants, more.local, more.feed_forward, more.scaling, more.mesh, more.cpu}
-    known = {f.__name__: f for f in (check, attention, neighbors, step, training, tiles, *parts)}
+    known = {f.__name__: f for f in (check, attention, neighbors, step, training, *parts)}
     for word in sys.argv[1:] or ["check", "attention", "neighbors", "step", "training"]:
         name, *rest = word.split(":")
         known[name](*rest)

@@ -54,39 +54,14 @@ def _tile(
 
 
 @triton.jit
-def _exp2_by_products(x):
-    """2**x on the multipliers, not the few units for exponentials: x = n + f, cubic in f, n added to the exponent.
-
-    Relative error 7.5e-5, a quarter of float16's rounding. For x from -126 to 127; outside it keeps to the ends, and
-    NaN becomes more than 1e38.
+def _plus(acc, a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
+    """Acc + a b. Exact: the product is summed by itself first, for one long sum of float32 loses digits; and taken
+    away with its sign changed, since the compiler makes one sum of a product that is added.
     """
-    x = tl.minimum(tl.maximum(x, -126.0, propagate_nan=tl.PropagateNan.ALL), 127.0, propagate_nan=tl.PropagateNan.ALL)
-    shifted = x + 12582912.0  # 1.5 * 2**23: the last bits of the sum are the nearest whole number
-    f = x - (shifted - 12582912.0)
-    y = ((0.0551714189350605 * f + 0.24261116981506348) * f + 0.6932610273361206) * f + 0.9999280571937561
-    return (y.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _halves(x):
-    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-
-
-@triton.jit
-def _whole(a, b):
-    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (a.shape[0], 2 * a.shape[1]))
-
-
-@triton.jit
-def _exp2(x, NTH: tl.constexpr):
-    """2**x, one of `NTH` columns by products; none for 0."""
-    if NTH == 0:
-        return tl.exp2(x)
-    elif NTH == 1:
-        return _exp2_by_products(x)
+    if EXACT:
+        return acc - tl.dot(-a, b, input_precision=PRECISION)
     else:
-        a, b = _halves(x)
-        return _whole(tl.exp2(a), _exp2(b, NTH // 2))
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -107,15 +82,13 @@ def _sweep(
     N: tl.constexpr,
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
-    NTH: tl.constexpr,
+    EXACT: tl.constexpr,
     FIRST: tl.constexpr,
-    LAZY: tl.constexpr,
     TMA: tl.constexpr,
 ):
     """Weighted sum of values, sum of weights, and the logit at which a weight is 1, of each row.
 
-    With `FIRST` that is the greatest logit of the first keys, which the rest may pass. With `LAZY` it follows the
-    greatest only in steps of 8 and more.
+    With `FIRST` that is the greatest logit of the first keys, which the rest may pass.
     """
     WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
     cols = tl.arange(0, WIDTH)
@@ -140,26 +113,17 @@ def _sweep(
         if SIZE % N != 0:
             s = tl.where(exists[None, :], s, float("-inf"))
         if FIRST:
-            p = _exp2(s * scale_log2 - peak[:, None], NTH)
+            p = tl.exp2(s * scale_log2 - peak[:, None])
             total += tl.sum(tl.reshape(p, (M, N // 8, 8)), 1)
         else:
             higher = tl.maximum(peak, tl.max(s, 1) * scale_log2)
-            if LAZY:
-                if tl.max(higher - peak, 0) > 8.0:
-                    fade = tl.exp2(peak - higher)
-                    acc *= fade[:, None]
-                    total *= fade
-                    peak = higher
-                p = _exp2(s * scale_log2 - peak[:, None], NTH)
-                total += tl.sum(p, 1)
-            else:
-                p = _exp2(s * scale_log2 - higher[:, None], NTH)
-                fade = tl.exp2(peak - higher)
-                total = total * fade + tl.sum(p, 1)
-                acc *= fade[:, None]
-                peak = higher
+            p = tl.exp2(s * scale_log2 - higher[:, None])
+            fade = tl.exp2(peak - higher)
+            total = total * fade + tl.sum(p, 1)
+            acc *= fade[:, None]
+            peak = higher
         v = _tile(v_ptr, v_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        acc = _plus(acc, p.to(v.dtype), v, PRECISION, EXACT)
     if FIRST:
         return acc, tl.sum(total, 1), peak
     else:
@@ -199,9 +163,7 @@ def _forward(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
-    NTH: tl.constexpr,
     FIRST: tl.constexpr,
-    LAZY: tl.constexpr,
     TMA: tl.constexpr,
 ):
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
@@ -223,14 +185,14 @@ def _forward(
     # fmt: off
     acc, total, peak = _sweep(
         q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
-        SIZE, D, M, N, WIDTH, PRECISION, NTH, FIRST, LAZY, TMA,
+        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA,
     )
-    if FIRST or NTH > 0:  # noqa: SIM102
-        # more than the operands or the products can hold, or NaN: once again, the long way
+    if FIRST:  # noqa: SIM102
+        # more than the operands can hold, or NaN: once again, the long way
         if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
             acc, total, peak = _sweep(
                 q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
-                SIZE, D, M, N, WIDTH, PRECISION, 0, False, False, TMA,
+                SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA,
             )
     # fmt: on
     out = acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None]
@@ -287,7 +249,7 @@ def _backward_query(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
-    NTH: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
@@ -310,20 +272,22 @@ def _backward_query(
     lse = tl.load(lse_ptr + scalars, mask=has_row, other=0.0)
     if EXACT:
         share = 1.0 / tl.load(total_ptr + scalars, mask=has_row, other=1.0)
-    k_ptr += batch * k_b + head * k_h
-    v_ptr += batch * v_b + head * v_h
+    sample = batch.to(tl.int32)
+    if not TMA:
+        k_ptr += batch * k_b + head * k_h
+        v_ptr += batch * v_b + head * v_h
     idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
     acc = tl.zeros((M, WIDTH), tl.float32)
     for i in tl.range(0, tl.cdiv(count * SIZE, N)):
-        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N, False)
-        k = _load(k_ptr + (key * k_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
-        v = _load(v_ptr + (key * v_p)[:, None] + cols[None, :], exists, has_col, WHOLE_N)
-        p = _exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 - lse[:, None], NTH)
+        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N, TMA)
+        k = _tile(k_ptr, k_p, sample, head, key, exists, cols, D, N, WHOLE_N, TMA)
+        v = _tile(v_ptr, v_p, sample, head, key, exists, cols, D, N, WHOLE_N, TMA)
+        p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 - lse[:, None])
         if EXACT:
             p *= share[:, None]
         ds = p * (tl.dot(grad, v.T, input_precision=PRECISION) - delta[:, None])
         # keys that don't exist are zeros, and so add nothing
-        acc = tl.dot(ds.to(k.dtype), k, acc, input_precision=PRECISION)
+        acc = _plus(acc, ds.to(k.dtype), k, PRECISION, EXACT)
     dq_tile = dq_ptr + batch * dq_b + (query_head * dq_h + point * dq_p)[:, None] + cols[None, :]
     tl.store(dq_tile, (acc * scale).to(dq_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
 
@@ -373,7 +337,7 @@ def _backward_key(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
-    NTH: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     PARTS: tl.constexpr = (SIZE + N - 1) // N
@@ -393,8 +357,10 @@ def _backward_key(
     first = tl.load(first_ptr + lists * (blocks + 1) + block)
     last = tl.load(first_ptr + lists * (blocks + 1) + block + 1)
     pickers_ptr += lists * blocks * count
-    q_ptr += batch * q_b + head * GROUP * q_h
-    grad_ptr += batch * grad_b + head * GROUP * grad_h
+    sample = batch.to(tl.int32)
+    if not TMA:
+        q_ptr += batch * q_b + head * GROUP * q_h
+        grad_ptr += batch * grad_b + head * GROUP * grad_h
     lse_ptr += (batch * kv_heads + head) * GROUP * points
     if EXACT:
         total_ptr += (batch * kv_heads + head) * GROUP * points
@@ -407,17 +373,25 @@ def _backward_key(
         has_row = row < GROUP * SIZE
         member = (row // SIZE).to(tl.int64)
         point = picker * SIZE + row % SIZE
-        q = _load(q_ptr + (member * q_h + point * q_p)[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
-        grad = _load(grad_ptr + (member * grad_h + point * grad_p)[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
+        if TMA:
+            # all rows of a tile are points of one head
+            one, at = head * GROUP + i % TILES * M // SIZE, (picker * SIZE + i % TILES * M % SIZE).to(tl.int32)
+            q = tl.reshape(q_ptr.load([sample, one, at, 0]), (M, D))
+            grad = tl.reshape(grad_ptr.load([sample, one, at, 0]), (M, D))
+        else:
+            rest = (member * q_h + point * q_p)[:, None] + cols[None, :]
+            q = _load(q_ptr + rest, has_row, has_col, WHOLE_M)
+            rest = (member * grad_h + point * grad_p)[:, None] + cols[None, :]
+            grad = _load(grad_ptr + rest, has_row, has_col, WHOLE_M)
         lse = tl.load(lse_ptr + member * points + point, mask=has_row, other=0.0)
         delta = tl.load(delta_ptr + member * points + point, mask=has_row, other=0.0)
         # transposed, so that both accumulators take their left operand from registers
-        p = _exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale_log2 - lse[None, :], NTH)
+        p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale_log2 - lse[None, :])
         if EXACT:
             p /= tl.load(total_ptr + member * points + point, mask=has_row, other=1.0)[None, :]
-        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        dv = _plus(dv, p.to(grad.dtype), grad, PRECISION, EXACT)
         ds = p * (tl.dot(v, grad.T, input_precision=PRECISION) - delta[None, :])
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        dk = _plus(dk, ds.to(q.dtype), q, PRECISION, EXACT)
     mask = exists[:, None] & has_col[None, :]
     dk_tile = dk_ptr + batch * dk_b + head * dk_h + (key * dk_p)[:, None] + cols[None, :]
     dv_tile = dv_ptr + batch * dv_b + head * dv_h + (key * dv_p)[:, None] + cols[None, :]
@@ -426,41 +400,59 @@ def _backward_key(
 
 
 class _Tiles(NamedTuple):
-    """Rows and keys of a program, its warps, and the depth of its pipeline; then how weights are made, see `_sweep`."""
+    """Rows and keys of a program, its warps, the depth of its pipeline, and the registers of a thread.
+
+    With `first` weights are relative to the greatest logit of the first keys, see `_sweep`; with `tma` the hardware
+    fetches whole tiles by itself, where they lie so that it can.
+    """
 
     rows: int
     keys: int
     warps: int
     stages: int
-    nth: int = 0
-    first: bool = False
-    lazy: bool = False
     registers: int | None = None
+    first: bool = False
     tma: bool = False
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
 _TILES = {
-    "forward": (_Tiles(128, 128, 4, 3), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
+    "forward": (_Tiles(128, 128, 8, 2, 128, True, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
     "query": (_Tiles(128, 64, 8, 3), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
     "key": (_Tiles(128, 64, 4, 2), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
 }
+# Instead of the first of each where tiles can't be fetched whole.
+_SCATTERED = {"forward": _Tiles(128, 128, 4, 3), "query": _Tiles(128, 64, 8, 3), "key": _Tiles(128, 64, 4, 2)}
 
 
 @functools.lru_cache
-def _tiles(kind: str, element_size: int, width: int, rows: int, size: int) -> _Tiles:
+def _tiles(kind: str, element_size: int, width: int, rows: int, size: int, whole: bool) -> _Tiles:
+    """For programs with so many rows and blocks of so many keys; `whole` if tiles can be fetched whole."""
     chosen = _TILES[kind][2 if element_size > 2 else int(width > 64)]
+    fitted = _fitted(chosen, kind, rows, size)
+    length = fitted.rows if kind == "key" else fitted.keys
+    if fitted.tma and not (whole and size % length == 0):
+        return _fitted(_SCATTERED[kind], kind, rows, size)
+    return fitted
+
+
+def _fitted(tiles: _Tiles, kind: str, rows: int, size: int) -> _Tiles:
     # a matrix product takes 16 rows at least
-    m = max(16, min(chosen.rows, triton.next_power_of_2(rows)))
-    n = max(16, min(chosen.keys, triton.next_power_of_2(size)))
-    # keys of several small blocks fill one tile; on the way back a program has the keys of one block
-    return chosen._replace(rows=m, keys=n if kind == "key" else max(n, min(chosen.keys, 32)))
+    m = max(16, min(tiles.rows, triton.next_power_of_2(rows)))
+    n = max(16, min(tiles.keys, triton.next_power_of_2(size)))
+    # keys of several small blocks fill one tile, unless it is fetched whole; on the way back a program has one block's
+    n = n if kind == "key" or tiles.tma else max(n, min(tiles.keys, 32))
+    small = 2 * m * n <= tiles.rows * tiles.keys and tiles.warps > 4
+    return tiles._replace(rows=m, keys=n, **({"warps": 4, "registers": None} if small else {}))
 
 
-def _constants(kind: str, q: torch.Tensor, k: torch.Tensor, size: int) -> tuple[_Tiles, dict[str, Any]]:
+def _constants(
+    kind: str, q: torch.Tensor, k: torch.Tensor, size: int, fetched: tuple[torch.Tensor, ...]
+) -> tuple[_Tiles, dict[str, Any]]:
+    """Tiles of a kernel, and what it is compiled for; `fetched` is what it reads tile by tile."""
     d, group = q.shape[3], q.shape[1] // k.shape[1]
     width = max(16, triton.next_power_of_2(d))
-    tiles = _tiles(kind, q.element_size(), width, group * size, size)
+    tiles = _tiles(kind, q.element_size(), width, group * size, size, all(map(_describable, fetched)))
     # float32 stays float32 unless the user said otherwise for all products
     tf32 = torch.backends.cuda.matmul.allow_tf32
     return tiles, {
@@ -473,11 +465,18 @@ def _constants(kind: str, q: torch.Tensor, k: torch.Tensor, size: int) -> tuple[
         "PRECISION": "tf32" if tf32 else "ieee",
         # The logarithm of a large sum has too few digits after the point for float32's own precision.
         "EXACT": q.dtype == torch.float32,
-        "NTH": tiles.nth,
+        "TMA": tiles.tma,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
         "maxnreg": tiles.registers,
-    } | ({"FIRST": tiles.first, "LAZY": tiles.lazy, "TMA": tiles.tma} if kind == "forward" else {})
+    } | ({"FIRST": tiles.first} if kind == "forward" else {})
+
+
+def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any, ...]:
+    """Descriptors of tiles of so many points, if the kernel takes such."""
+    if not tiles.tma:
+        return fetched
+    return tuple(TensorDescriptor.from_tensor(x, [1, 1, length, x.shape[3]]) for x in fetched)
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
@@ -505,13 +504,11 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, heads, points, _ = q.shape
     out, (lse, total) = _like(q), _row_sums(q)
-    tiles, constants = _constants("forward", q, k, size)
+    tiles, constants = _constants("forward", q, k, size, (k, v))
     grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
     strides = [n for x in (q, k, v, out) for n in x.stride()[:3]]
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
-    constants["TMA"] &= size % tiles.keys == 0 and all(map(_describable, (k, v)))
-    if constants["TMA"]:
-        k, v = (TensorDescriptor.from_tensor(x, [1, 1, tiles.keys, x.shape[3]]) for x in (k, v))
+    k, v = _described(tiles, tiles.keys, k, v)
     _forward[grid](q, k, v, picked, out, lse, total, *strides, *shape, **constants)
     return out, lse, total
 
@@ -541,14 +538,17 @@ def _attend_backward(
     grad = last_dense(grad)
     dq, dk, dv, delta = _like(q), _like(k), _like(v), torch.empty_like(lse)
     shape = (kv_heads, points, count, scale, scale / math.log(2))
-    tiles, constants = _constants("query", q, k, size)
+    tiles, constants = _constants("query", q, k, size, (k, v))
     grid = (points // size * triton.cdiv(heads // kv_heads * size, tiles.rows), kv_heads, batch)
     strides = [n for x in (q, k, v, out, grad, dq) for n in x.stride()[:3]]
-    _backward_query[grid](q, k, v, picked, out, lse, total, grad, delta, dq, *strides, *shape, **constants)
-    tiles, constants = _constants("key", q, k, size)
+    tensors = (q, *_described(tiles, tiles.keys, k, v), picked, out, lse, total, grad, delta, dq)
+    _backward_query[grid](*tensors, *strides, *shape, **constants)
+    tiles, constants = _constants("key", q, k, size, (q, grad))
     grid = (points // size * triton.cdiv(size, tiles.keys), kv_heads, batch)
     strides = [n for x in (q, k, v, grad, dk, dv) for n in x.stride()[:3]]
-    _backward_key[grid](q, k, v, *inverse(picked), lse, total, grad, delta, dk, dv, *strides, *shape, **constants)
+    rows, grads = _described(tiles, tiles.rows, q, grad)
+    tensors = (rows, k, v, *inverse(picked), lse, total, grads, delta, dk, dv)
+    _backward_key[grid](*tensors, *strides, *shape, **constants)
     return dq, dk, dv
 
 

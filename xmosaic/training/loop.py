@@ -27,7 +27,7 @@ from .adapt import adapt_weights, init_model
 from .bands import Bands
 from .config import Stage, TrainConfig
 from .folder import RunFolder
-from .graph import Captured, Inputs
+from ..graph import Captured, Inputs
 from .history import Journal, history_of
 from .loader import Batch, Loader
 from .loss import channel_weights, latitude_weights
@@ -94,8 +94,8 @@ def train(
         data that stay on the GPU, or samples that are changed on the way. What it gives must depend on seed and place
         in the order alone, or a resumed run is another.
     cuda_graph : bool, optional
-        Whether forward and backward pass are recorded once and replayed, which spares small networks the wait for
-        launches; by default wherever it can be: on one GPU.
+        Whether work is recorded once and replayed, which spares small networks the wait for launches; by default
+        wherever it can be: on one GPU forward and backward pass and Muon's products, on several with DDP the latter.
     progress : bool, optional
         Whether to show a progress bar; by default as `xmosaic.set_options` says.
     tensorboard : bool
@@ -198,7 +198,7 @@ class _Run:
         self._open(resume)
         self.mean, self.std = self._statistics(start)
         self.model = self._model(start)
-        self._prepare()
+        self._prepare(cuda_graph)
         lines = self.folder.lines() if self.folder and resume else []
         self.journal = Journal(self.folder, ranks.first, lines, tensorboard)
         self.stage = self.place = self.update = 0
@@ -259,7 +259,7 @@ class _Run:
         }
         return about | ({} if start is None else {"init": f"{start.name} {start.sha256[:12]}"})
 
-    def _prepare(self) -> None:
+    def _prepare(self, cuda_graph: bool | None) -> None:
         c, device = self.config, self.ranks.device
         # with weights in shards the model keeps a network of its own, whole and on the CPU, to be saved and returned
         sharded = self.ranks.sharded
@@ -272,7 +272,9 @@ class _Run:
             weight.requires_grad_(name not in set(self.split.frozen))
         self.module = RolloutLoss(self.network, area, alpha, c.loss, self._bands(), c.band_weight)
         self.loss = self.ranks.wrap(self.module, c.precision)
-        self.optimiser = Optimiser(self.network, c, self.split, self.graphed)
+        # where ranks have all weights each makes Muon's products for itself, and nothing stands against recording them
+        captured = self.graphed or (cuda_graph is not False and device.type == "cuda" and not sharded)
+        self.optimiser = Optimiser(self.network, c, self.split, captured)
         self.ema = None if c.ema is None else Ema(self.network, c.ema)
         self.stopper = EarlyStopping(c.patience)
         trained = list(self.network.parameters())

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .graph import Captured, Inputs
+from ..graph import Captured, Inputs
 from .shards import group_of, local, rows_of
 
 # What the products are made in, and what ranks exchange.

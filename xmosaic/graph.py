@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -11,7 +12,8 @@ from torch import nn
 Result = TypeVar("Result")
 Inputs = Mapping[str, torch.Tensor | None]
 
-_WARM_UP = 2
+# Recording waits for the GPU and gives back memory: one thread at a time.
+_RECORDING = threading.Lock()
 
 
 class Captured(Generic[Result]):
@@ -25,14 +27,18 @@ class Captured(Generic[Result]):
         Inputs → tensors; must not wait for the GPU, look at a value, or change anything but the gradients of `weights`.
     weights : sequence of Parameter
         Those that get gradients; their tensors must stay where they are.
+    warm_up : int
+        Calls before the one that is recorded: first uses choose kernels and allocate workspaces, which can't be.
 
     Notes
     -----
     The memory of one call, activations and all, is kept between calls. Results are overwritten by the next one.
     """
 
-    def __init__(self, compute: Callable[[Inputs], Result], weights: Sequence[nn.Parameter] = ()) -> None:
-        self._compute, self._weights = compute, [w for w in weights if w.requires_grad]
+    def __init__(
+        self, compute: Callable[[Inputs], Result], weights: Sequence[nn.Parameter] = (), warm_up: int = 2
+    ) -> None:
+        self._compute, self._weights, self._warm_up = compute, [w for w in weights if w.requires_grad], warm_up
         self._graph: Any = None
         self._inputs: dict[str, torch.Tensor | None] = {}
         self._gradients: list[torch.Tensor | None] = []
@@ -48,7 +54,8 @@ class Captured(Generic[Result]):
         """
         if self._graph is None or _shapes(inputs) != _shapes(self._inputs):
             self.forget()
-            self._capture(inputs)
+            with _RECORDING:
+                self._capture(inputs)
         for name, given in inputs.items():
             own = self._inputs[name]
             if own is not None and given is not None:
@@ -65,12 +72,11 @@ class Captured(Generic[Result]):
 
     def _capture(self, inputs: Inputs) -> None:
         self._inputs = {n: None if t is None else t.clone() for n, t in inputs.items()}
-        # first uses choose kernels and allocate workspaces, which can't be recorded; and on another stream, for tensors
-        # of this one are not the graph's
+        # on another stream, for tensors of this one are not the graph's
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
+            for _ in range(self._warm_up):
                 self._clear()
                 self._compute(self._inputs)
         torch.cuda.current_stream().wait_stream(side)
@@ -84,6 +90,31 @@ class Captured(Generic[Result]):
     def _clear(self) -> None:
         for weight in self._weights:
             weight.grad = None
+
+
+class Recorded:
+    """A network on a GPU whose first step with inputs of some shapes is launched, and whose others are replayed.
+
+    Parameters
+    ----------
+    network : callable
+        ``network(history, clock, noise)``, such as a `Mosaic` without gradients.
+    """
+
+    def __init__(self, network: Callable[..., torch.Tensor]) -> None:
+        self._network = network
+        self._launched: dict[str, Any] = {}
+        # the step that is launched before is its warm-up
+        self._graph = Captured(lambda given: network(*given.values()), warm_up=0)
+
+    def __call__(self, history: torch.Tensor, clock: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """The network's next state, a tensor of its own."""
+        inputs = {"history": history, "clock": clock, "noise": noise}
+        if _shapes(inputs) != self._launched:
+            self._graph.forget()
+            self._launched = _shapes(inputs)
+            return self._network(history, clock, noise)
+        return self._graph(inputs).clone()
 
 
 def _shapes(inputs: Inputs) -> dict[str, Any]:
