@@ -82,8 +82,9 @@ class Captured(Generic[Result]):
         torch.cuda.current_stream().wait_stream(side)
         self._clear()
         graph = torch.cuda.CUDAGraph()
-        # threads that read data ahead may allocate page-locked memory meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # on a stream of this device: by default torch records on that of the first device that recorded anything;
+        # and threads that read data ahead may allocate page-locked memory meanwhile
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self._result = self._compute(self._inputs)
         self._graph, self._gradients = graph, [w.grad for w in self._weights]
 

@@ -417,9 +417,9 @@ class _Tiles(NamedTuple):
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
 _TILES = {
-    "forward": (_Tiles(128, 128, 8, 2, 128, True, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
-    "query": (_Tiles(128, 64, 8, 3), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
-    "key": (_Tiles(128, 64, 4, 2), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+    "forward": (_Tiles(64, 128, 4, 2, None, True, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
+    "query": (_Tiles(64, 64, 4, 2, None, False, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+    "key": (_Tiles(128, 64, 4, 2, None, False, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
 }
 # Instead of the first of each where tiles can't be fetched whole.
 _SCATTERED = {"forward": _Tiles(128, 128, 4, 3), "query": _Tiles(128, 64, 8, 3), "key": _Tiles(128, 64, 4, 2)}
@@ -441,9 +441,7 @@ def _fitted(tiles: _Tiles, kind: str, rows: int, size: int) -> _Tiles:
     m = max(16, min(tiles.rows, triton.next_power_of_2(rows)))
     n = max(16, min(tiles.keys, triton.next_power_of_2(size)))
     # keys of several small blocks fill one tile, unless it is fetched whole; on the way back a program has one block's
-    n = n if kind == "key" or tiles.tma else max(n, min(tiles.keys, 32))
-    small = 2 * m * n <= tiles.rows * tiles.keys and tiles.warps > 4
-    return tiles._replace(rows=m, keys=n, **({"warps": 4, "registers": None} if small else {}))
+    return tiles._replace(rows=m, keys=n if kind == "key" or tiles.tma else max(n, min(tiles.keys, 32)))
 
 
 def _constants(
