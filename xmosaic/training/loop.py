@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import Model, read_model
 from ..errors import ArgumentError, CheckpointError, explain
+from ..graph import Captured, Inputs
 from ..model import Mosaic
 from ..options import get_option
 from .adapt import adapt_weights, init_model
 from .bands import Bands
 from .config import Stage, TrainConfig
 from .folder import RunFolder
-from ..graph import Captured, Inputs
 from .history import Journal, history_of
 from .loader import Batch, Loader
 from .loss import channel_weights, latitude_weights
