@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from models import make_dataset, make_model
 
 import xmosaic
-from xmosaic.choices import check_devices
+from xmosaic.choices import check_devices, check_dtype
 from xmosaic.errors import ArgumentError, DatasetError, MosaicError, StoreError
 from xmosaic.plan import default_gpu_batch
 from xmosaic.store import encoding
@@ -337,3 +337,19 @@ def test_blocks_of_the_full_network_divide_over_two_and_four_gpus(members, block
 
 def test_a_small_network_runs_its_members_at_once():
     assert default_gpu_batch(140 * 10**9, 20 * 10**6, torch.bfloat16, 24) >= 24
+
+
+@pytest.mark.parametrize(
+    ("devices", "newest", "expected"),
+    [
+        (["cpu"], (9, 0), torch.float32),
+        (["cuda:0", "cuda:1"], (9, 0), torch.bfloat16),
+        (["cuda:0"], (7, 5), torch.float32),
+        (["cuda:0", "cpu"], (9, 0), torch.float32),
+    ],
+)
+def test_16_bits_by_default_where_every_device_has_them(devices, newest, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: newest)
+    there = [torch.device(d) for d in devices]
+    assert check_dtype(None, there) == expected
+    assert check_dtype("float32", there) == torch.float32

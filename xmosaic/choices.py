@@ -160,12 +160,19 @@ def _usable(device: Any) -> torch.device:
         raise ArgumentError(explain(f"device={device!r} can't be used", got=reason, expected=f"'cpu'{gpus}")) from None
 
 
-def check_dtype(dtype: Any) -> torch.dtype:
-    """The arithmetic of a name."""
+def check_dtype(dtype: Any, devices: Sequence[torch.device]) -> torch.dtype:
+    """The arithmetic of a name; without one 16 bits where every device is a GPU that has them, else 32."""
+    if dtype is None:
+        return torch.bfloat16 if all(map(_has_bfloat16, devices)) else torch.float32
     name = str(dtype).removeprefix("torch.").removesuffix("_e4m3fn")
     if name not in DTYPES:
         raise ArgumentError(explain(f"dtype={dtype!r} can't be used", expected=", ".join(map(repr, DTYPES))))
     return DTYPES[name]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    # emulated below that, which is slower than float32
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def leads_back(grid: Any) -> bool:

@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="0 by default")
     command.add_argument("--batch-size", type=int, help="members that run together; by default as fits the device")
     command.add_argument("--device", help="such as cpu, cuda:1 or cuda:0,cuda:1; by default all GPUs, else the CPU")
-    command.add_argument("--dtype", help="float32 (default), bfloat16, float16, float64 or float8")
+    kinds = "float32, bfloat16, float16, float64 or float8; by default bfloat16 on a GPU, float32 on a CPU"
+    command.add_argument("--dtype", help=kinds)
     command.add_argument("--grid", choices=("model", "input"), default="model", help="grid of the result")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_model_and_time(command)
