@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import shutil
+import sys
 from pathlib import Path
 
 import xmosaic
@@ -11,6 +12,9 @@ from xmosaic.accessor import DataArrayAccessor, DatasetAccessor, _Plots
 
 # `xmosaic.forecast` is a module as well, callable; here the function is meant
 xmosaic.forecast = importlib.import_module("xmosaic.forecast").forecast
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pictures import describe_pictures  # noqa: E402
 
 project = "xmosaic"
 author = "the xmosaic developers"
@@ -37,6 +41,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 nb_render_markdown_format = "gfm"  # with tables
+nb_ipywidgets_js = {}  # no widgets here, so nothing to fetch from elsewhere
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -101,6 +106,10 @@ def copy_notebooks() -> None:
     folder.mkdir()
     for notebook in (Path(__file__).parents[1] / "examples").glob("*.ipynb"):
         (folder / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
+
+
+def setup(app: object) -> None:
+    app.connect("doctree-read", describe_pictures)  # type: ignore[attr-defined]
 
 
 write_accessor_page()

@@ -252,6 +252,46 @@ def test_names_in_the_text_exist(page):
     assert set(re.findall(r"(?<![\w./-])xmosaic\.(?!toml)([A-Za-z]\w*)", text)) <= {*dir(xmosaic), *modules}
 
 
+# -------------------------------------------------------------------------------------------------------- pictures
+
+
+def _pictures() -> list[tuple[str, str]]:
+    """Page and alternative text of every picture that stands in the text itself."""
+    found = []
+    for page, text in TEXTS.items():
+        found += [(page.name, alt) for alt in re.findall(r"!\[([^\]]*)\]\(", text)]
+        found += [
+            (page.name, (re.findall(r'alt="([^"]*)"', tag) or [""])[0]) for tag in re.findall(r"<img [^>]*>", text)
+        ]
+        if page.suffix == ".md":
+            blocks = re.findall(r"```\{(?:image|figure)\}.*?```", page.read_text(), flags=re.DOTALL)
+            found += [(page.name, (re.findall(r"^:alt: (.*)$", b, flags=re.MULTILINE) or [""])[0]) for b in blocks]
+    return found
+
+
+def test_every_picture_has_a_text_for_who_does_not_see_it():
+    pictures = _pictures()
+    assert len(pictures) > 5
+    # those of benchmark.md are named by examples/held_suarez, above a caption
+    assert [(page, alt) for page, alt in pictures if len(alt) < (3 if page == "benchmark.md" else 15)] == []
+
+
+def test_pictures_of_cells_are_described_by_their_code():
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    assert pictures.described("fc.mosaic.plot.spread(ds, 'z')") == "Picture drawn by fc.mosaic.plot.spread(ds, 'z')"
+    assert pictures.described("z.plot()\nplt.title('Chance, after five days');") == "Picture: Chance, after five days"
+    several = "figure, axes = plt.subplots(2)\nx.plot(ax=axes[0])\nprint(3)"
+    assert pictures.described(several) == "Picture drawn by x.plot(ax=axes[0])"
+    assert pictures.described("for x in y:\n    x.plot()") == "Picture drawn by the code above"
+    assert pictures.described("%matplotlib inline") == "Picture drawn by the code above"
+    texts = {
+        pictures.described("".join(cell["source"])) for n in NOTEBOOKS for cell in json.loads(n.read_text())["cells"]
+    }
+    assert len(texts) > 20
+
+
 # ------------------------------------------------------------------------------------------------------ docstrings
 
 # What still lacks an example or a list of errors; nothing may be added.

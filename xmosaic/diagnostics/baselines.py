@@ -71,7 +71,7 @@ def persistence(
 
     References
     ----------
-    Murphy 1992, doi:10.1175/1520-0434(1992)007<0692:CPALCO>2.0.CO;2
+    Murphy 1992, doi:10.1175/1520-0434(1992)007<0692:CPATLC>2.0.CO;2
 
     Examples
     --------

@@ -77,10 +77,16 @@ class Explorer:
         return f'<xmosaic: page of {self.nbytes / 1e6:.1f} MB, {self._title}; .save("page.html")>'
 
     def _repr_html_(self) -> str:
-        # a frame of its own origin: nothing in it reaches the notebook
+        # a frame of its own origin: nothing in it reaches the notebook; its text is seen where frames are taken out
         return (
             f'<iframe title="{html.escape(self._title)}" sandbox="allow-scripts" width="100%" height="{_HEIGHT}" '
-            f'style="border:0" srcdoc="{html.escape(self._page)}"></iframe>'
+            f'style="border:0" srcdoc="{html.escape(self._page)}">{html.escape(self._instead())}</iframe>'
+        )
+
+    def _instead(self) -> str:
+        return (
+            f"{self._title}: the interactive page is not shown, for this notebook isn't trusted here. Run this cell "
+            'again, trust the notebook, or open the file that .save("page.html") writes.'
         )
 
 

@@ -158,14 +158,20 @@ class Globe {
 function handle(globe, on) {
   const canvas = globe.lines;
   const held = new Map();
-  let [travelled, apart] = [0, 0];
+  let [travelled, apart, between, first] = [0, 0, null, null];
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  const distance = () => {
+  /** Two fingers: how far apart they are, and the point between them. */
+  const grip = () => {
     const [first, second] = [...held.values()];
-    return Math.hypot(first[0] - second[0], first[1] - second[1]);
+    const middle = [(first[0] + second[0]) / 2, (first[1] + second[1]) / 2];
+    return [Math.hypot(first[0] - second[0], first[1] - second[1]), middle];
+  };
+  const turn = (from, to) => {
+    const perPixel = DEGREES / globe.size().scale;
+    globe.view.turn((from[0] - to[0]) * perPixel, (to[1] - from[1]) * perPixel);
   };
   canvas.addEventListener('pointerdown', (event) => {
     if (event.button !== 0) return;
@@ -173,7 +179,8 @@ function handle(globe, on) {
     canvas.setPointerCapture(event.pointerId);
     canvas.classList.add('held');
     travelled = held.size > 1 ? Infinity : 0;
-    if (held.size === 2) apart = distance();
+    if (held.size === 1) first = [globe.view.latitude, globe.view.longitude];
+    if (held.size === 2) [apart, between] = grip();
   });
   canvas.addEventListener('pointermove', (event) => {
     const now = at(event);
@@ -184,13 +191,14 @@ function handle(globe, on) {
     }
     held.set(event.pointerId, now);
     if (held.size === 2) {
-      const wider = distance();
-      globe.view.zoomBy(wider / (apart || wider));
-      apart = wider;
-    } else {
-      const perPixel = DEGREES / globe.size().scale;
+      // one finger up and down scrolls the page (touch-action), so two turn any way as they zoom
+      const [wider, middle] = grip();
+      globe.view.zoomBy(wider / (apart || wider || 1));
+      turn(between, middle);
+      [apart, between] = [wider, middle];
+    } else if (held.size === 1) {
       travelled += Math.hypot(now[0] - before[0], now[1] - before[1]);
-      globe.view.turn((before[0] - now[0]) * perPixel, (now[1] - before[1]) * perPixel);
+      turn(before, now);
     }
     on.moved(true);
   });
@@ -199,6 +207,8 @@ function handle(globe, on) {
     canvas.classList.remove('held');
     const place = globe.placeAt(...at(event));
     if (event.type === 'pointerup' && travelled < 5 && place) on.pick(place);
+    // the browser took the finger, to scroll the page: what it turned before that was not meant
+    if (event.type === 'pointercancel' && travelled < Infinity) [globe.view.latitude, globe.view.longitude] = first;
     on.moved(false);
   };
   canvas.addEventListener('pointerup', release);
