@@ -79,12 +79,13 @@ def spectra(ds: xr.Dataset, spectrum: np.ndarray, layer: int) -> tuple[list[Chec
     slope = np.polyfit(np.log(k), np.log(spectrum[layer, k]), 1)[0]
     some = ds[["geopotential", "vertical_velocity"]].sel(level=500).isel(time=slice(None, None, 20)).load()
     zonal = diagnostics.spectra(some, kind="zonal", kinetic_energy=False).mean("time")
-    z = zonal["geopotential"].values
-    step = z[29:31].mean() / z[24:26].mean()
+    z, limit = zonal["geopotential"].values, ds.sizes["longitude"] // 2
+    step = z[limit - 3 : limit - 1].mean() / z[limit - 8 : limit - 6].mean()
+    label = f"500 hPa geopotential: power at m = {limit - 3}–{limit - 2} over {limit - 8}–{limit - 7}"
     checks = [
         Check("kinetic energy at 250 hPa, slope of wavenumbers 10 to 25; about -3", slope, -4.0, -2.2),
         # a slope of -5 gives 0.4; a filter inside the grid's range would leave a hundredth
-        Check("500 hPa geopotential: power at m = 29–30 over 24–25", step, 0.1, 1.0),
+        Check(label, step, 0.1, 1.0),
     ]
     return checks, {name: zonal[name].values for name in zonal}
 

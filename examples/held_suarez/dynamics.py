@@ -1,7 +1,7 @@
 """The atmosphere of Held and Suarez (1994), run by dinosaur: ``python dynamics.py PLAN.json FOLDER``.
 
 A process of its own that knows JAX and neither torch nor xmosaic: both bring CUDA libraries. `simulate.py` writes the
-plan, starts it and makes a Zarr store of what it leaves in FOLDER.
+plan, starts one of these on each GPU, and makes Zarr stores of what they leave in FOLDER.
 
 doi:10.1175/1520-0477(1994)075<1825:APFTIO>2.0.CO;2
 """
@@ -13,244 +13,18 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import dinosaur
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dinosaur import (
-    coordinate_systems,
-    held_suarez,
-    primitive_equations,
-    primitive_equations_states,
-    scales,
-    sigma_coordinates,
-    spherical_harmonic,
-    time_integration,
-    units,
-)
+from core import Core, initial_state, make_core, one_day
+from dinosaur import coordinate_systems
+from fields import coarse_grain, global_means, kinetic_spectrum, native_fields, pressure_fields
 from tqdm import tqdm
 
-LAYERS = 24
-# of the paper: the shortest wave is damped by e in 0.1 day, by the Laplacian to the power 4
-DAMPING_DAYS, DAMPING_ORDER = 0.1, 4
-REFERENCE, START = 288.0, 250.0  # temperatures [K]: of the semi-implicit scheme, and at the beginning
-SURFACE_PRESSURE, BUMP = 1e5, 1e3  # mean, and height of the perturbation that each seed puts elsewhere [Pa]
-DAY = 86400.0
-
-
-class Core(NamedTuple):
-    """One truncation: grid, equations and one step."""
-
-    coords: Any
-    specs: Any
-    step: Any
-    steps_per_day: int
-
-
-class Units(NamedTuple):
-    """What 1 of the core's units is in SI."""
-
-    length: float
-    time: float
-    temperature: float
-    pressure: float
-
-    @property
-    def speed(self) -> float:
-        return self.length / self.time
-
-
-def make_grid(truncation: int, nodes: int, transform: str) -> Any:
-    """Gaussian grid with so many rows in each hemisphere."""
-    kind = (
-        spherical_harmonic.FastSphericalHarmonics if transform == "fast" else spherical_harmonic.RealSphericalHarmonics
-    )
-    return spherical_harmonic.Grid.construct(truncation, nodes, spherical_harmonics_impl=kind)
-
-
-def make_core(truncation: int, nodes: int, minutes: float, transform: str) -> Core:
-    """Equations, forcing, damping and time step of a truncation."""
-    specs = units.SimUnits.from_si()
-    vertical = sigma_coordinates.SigmaCoordinates.equidistant(LAYERS)
-    coords = coordinate_systems.CoordinateSystem(make_grid(truncation, nodes, transform), vertical)
-    reference = specs.nondimensionalize(REFERENCE * scales.units.degK) * np.ones(LAYERS)
-    flat = np.zeros(coords.horizontal.modal_shape)
-    primitive = primitive_equations.PrimitiveEquationsSigma(reference, flat, coords, specs)
-    forcing = held_suarez.HeldSuarezForcingSigma(coords, specs, reference)
-    equations = time_integration.compose_equations([primitive, forcing])
-    dt = specs.nondimensionalize(minutes * scales.units.minute)
-    tau = specs.nondimensionalize(DAMPING_DAYS * scales.units.day)
-    damping = time_integration.horizontal_diffusion_step_filter(coords.horizontal, dt, tau, DAMPING_ORDER)
-    step = time_integration.step_with_filters(time_integration.imex_rk_sil3(equations, dt), [damping])
-    steps = round(24 * 60 / minutes)
-    if steps * minutes != 24 * 60:
-        raise SystemExit(f"A day has no whole number of steps of {minutes} minutes")
-    return Core(coords, specs, step, steps)
-
-
-def units_of(specs: Any) -> Units:
-    u = scales.units
-    wanted = (u.meter, u.second, u.degK, u.pascal)
-    return Units(*(float(specs.dimensionalize(1.0, unit).m) for unit in wanted))
-
-
-def initial_state(core: Core, seed: int) -> Any:
-    """Rest at 250 K, with a bump of surface pressure whose place is the seed's."""
-    pascal = scales.units.pascal
-    make, _ = primitive_equations_states.isothermal_rest_atmosphere(
-        core.coords,
-        core.specs,
-        tref=REFERENCE * scales.units.degK,
-        p0=SURFACE_PRESSURE * pascal,
-        p1=BUMP * pascal,
-    )
-    state = make(jax.random.PRNGKey(seed))
-    cooler = core.specs.nondimensionalize((START - REFERENCE) * scales.units.delta_degC)
-    warmth = spherical_harmonic.add_constant(state.temperature_variation, cooler)
-    return state.replace(temperature_variation=warmth)
-
-
-# ---------------------------------------------------------------------------------------------------- one time's fields
-
-
-def interpolate(log_level: jax.Array, log_pressure: jax.Array, fields: jax.Array) -> jax.Array:
-    """Fields on one pressure surface, linear in log-pressure, constant beyond the outermost layers.
-
-    log_pressure (layer, …) ascending, fields (field, layer, …) → (field, …).
-    """
-    below, part = _between(log_level, log_pressure)
-    upper, lower = _take(fields, below - 1), _take(fields, below)
-    return upper + part * (lower - upper)
-
-
-def geopotential_at(
-    log_level: jax.Array, log_pressure: jax.Array, temperature: jax.Array, geopotential: jax.Array, gas: float
-) -> jax.Array:
-    """Geopotential on a pressure surface: hydrostatic from the layer below, temperature as `interpolate` has it."""
-    below, _ = _between(log_level, log_pressure)
-    here = interpolate(log_level, log_pressure, temperature[None])[0]
-    bottom = jnp.take_along_axis(log_pressure, below[None], axis=0)[0]
-    inside = jnp.clip(log_level, log_pressure[0], log_pressure[-1])
-    base_temperature, base = _take(temperature[None], below)[0], _take(geopotential[None], below)[0]
-    return base + gas * ((base_temperature + here) / 2 * (bottom - inside) + here * (inside - log_level))
-
-
-def _between(log_level: jax.Array, log_pressure: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Number of the layer just below a pressure, and how far down from the one above it is."""
-    below = jnp.clip((log_pressure < log_level).sum(axis=0), 1, log_pressure.shape[0] - 1)
-    top = jnp.take_along_axis(log_pressure, below[None] - 1, axis=0)[0]
-    bottom = jnp.take_along_axis(log_pressure, below[None], axis=0)[0]
-    return below, jnp.clip((log_level - top) / (bottom - top), 0.0, 1.0)
-
-
-def _take(fields: jax.Array, layer: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(fields, layer[None, None], axis=1)[:, 0]
-
-
-def vertical_velocity(
-    divergence: jax.Array, advection: jax.Array, surface_pressure: jax.Array, sigma: np.ndarray, thickness: np.ndarray
-) -> jax.Array:
-    """ω = dp/dt at the layers' centres from continuity: p v·∇ln pₛ − pₛ ∫₀^σ (D + v·∇ln pₛ) dσ; upward is negative.
-
-    divergence, advection (layer, …): D and v·∇ln pₛ; the result has pₛ's unit over theirs.
-    """
-    shape = (-1,) + (1,) * (divergence.ndim - 1)
-    outflow = (divergence + advection) * thickness.reshape(shape)
-    above = jnp.cumsum(outflow, axis=0) - outflow / 2  # down to the middle of the layer
-    return surface_pressure * (sigma.reshape(shape) * advection - above)
-
-
-def native_fields(core: Core, state: Any) -> dict[str, jax.Array]:
-    """Physical fields on the core's own grid and layers, SI, (layer, longitude, latitude)."""
-    horizontal, u = core.coords.horizontal, units_of(core.specs)
-    diagnosed = primitive_equations.compute_diagnostic_state_sigma(state, core.coords)
-    pressure = jnp.exp(horizontal.to_nodal(state.log_surface_pressure)) * u.pressure  # (1, longitude, latitude)
-    temperature = (diagnosed.temperature_variation * u.temperature) + REFERENCE
-    weights = primitive_equations.get_geopotential_weights_sigma(core.coords.vertical, gas_constant(core))
-    vertical = core.coords.vertical
-    omega = vertical_velocity(
-        diagnosed.divergence / u.time,
-        diagnosed.u_dot_grad_log_sp / u.time,
-        pressure,
-        np.asarray(vertical.centers),
-        np.asarray(vertical.layer_thickness),
-    )
-    east, north = (c * u.speed / horizontal.cos_lat for c in diagnosed.cos_lat_u)
-    return {
-        "surface_pressure": pressure[0],
-        "temperature": temperature,
-        "u": east,
-        "v": north,
-        "omega": omega,
-        "geopotential": jnp.einsum("kl,l...->k...", weights, temperature, precision="highest"),
-    }
-
-
-def gas_constant(core: Core) -> float:
-    """Of dry air [J kg-1 K-1]."""
-    u = units_of(core.specs)
-    return float(core.specs.R * u.speed**2 / u.temperature)
-
-
-def pressure_fields(core: Core, native: dict[str, jax.Array], levels: tuple[float, ...]) -> jax.Array:
-    """All channels on the core's grid, (channel, longitude, latitude): surface fields, then level by level.
-
-    Surface: lowest layer's temperature, u and v, surface pressure. Level: geopotential, temperature, u, v, ω.
-    """
-    sigma = jnp.asarray(core.coords.vertical.centers)
-    log_pressure = jnp.log(sigma)[:, None, None] + jnp.log(native["surface_pressure"])
-    stacked = jnp.stack([native[name] for name in ("temperature", "u", "v", "omega")])
-    rows = [native[name][-1][None] for name in ("temperature", "u", "v")] + [native["surface_pressure"][None]]
-    for level in levels:
-        log_level = jnp.log(level * 100.0)
-        height = geopotential_at(
-            log_level, log_pressure, native["temperature"], native["geopotential"], gas_constant(core)
-        )
-        rows += [height[None], interpolate(log_level, log_pressure, stacked)]
-    return jnp.concatenate(rows)
-
-
-def coarse_grain(fields: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Area means over the cells of another grid: (…, longitude, latitude) → (…, latitude', longitude')."""
-    return jnp.einsum("ry,cx,...xy->...rc", rows, columns, fields, precision="highest")
-
-
-def global_means(core: Core, native: dict[str, jax.Array]) -> jax.Array:
-    """Mean surface pressure [Pa], total energy [J m-2] and kinetic energy [J m-2]."""
-    quadrature = jnp.asarray(core.coords.horizontal.quadrature_weights)
-    thickness = jnp.asarray(core.coords.vertical.layer_thickness)[:, None, None]
-    gravity = float(core.specs.g * units_of(core.specs).length / units_of(core.specs).time ** 2)
-    heat = gas_constant(core) / core.specs.kappa * native["temperature"]
-    kinetic = (native["u"] ** 2 + native["v"] ** 2) / 2
-    mass = native["surface_pressure"] / gravity
-    columns = jnp.stack([native["surface_pressure"], mass * (thickness * (heat + kinetic)).sum(0)])
-    columns = jnp.concatenate([columns, (mass * (thickness * kinetic).sum(0))[None]])
-    return (columns * quadrature).sum((1, 2)) / quadrature.sum()
-
-
-def kinetic_spectrum(core: Core, state: Any) -> jax.Array:
-    """Kinetic energy by total wavenumber [m2 s-2], (layer, wavenumber)."""
-    horizontal, u = core.coords.horizontal, units_of(core.specs)
-    eigenvalues = np.asarray(horizontal.laplacian_eigenvalues)
-    factor = np.divide(-1.0, eigenvalues, out=np.zeros_like(eigenvalues), where=eigenvalues != 0)
-    power = (state.vorticity**2 + state.divergence**2).sum(axis=1)
-    return power * factor / 2 * u.speed**2 / (4 * np.pi)
-
-
-# ------------------------------------------------------------------------------------------------------------- the run
-
-
-def one_day(core: Core, state: Any) -> tuple[Any, jax.Array]:
-    """A day's steps, then the mean surface pressure set back to where it was; what it had drifted [Pa]."""
-    state = time_integration.repeated(core.step, core.steps_per_day)(state)
-    horizontal, u = core.coords.horizontal, units_of(core.specs)
-    pressure = jnp.exp(horizontal.to_nodal(state.log_surface_pressure))
-    quadrature = jnp.asarray(horizontal.quadrature_weights)
-    mean = (pressure * quadrature).sum() / quadrature.sum() * u.pressure
-    back = spherical_harmonic.add_constant(state.log_surface_pressure, jnp.log(SURFACE_PRESSURE / mean))
-    return state.replace(log_surface_pressure=back), mean - SURFACE_PRESSURE
+Grids = dict[str, tuple[jax.Array, jax.Array]]  # area fractions of rows and columns by the grid's name
 
 
 def spin_chunk(core: Core, days: int, state: Any) -> Any:
@@ -258,16 +32,17 @@ def spin_chunk(core: Core, days: int, state: Any) -> Any:
     return jax.lax.scan(lambda s, _: (one_day(core, s)[0], None), state, None, length=days)[0]
 
 
-def output_chunk(core: Core, days: int, plan: Any, state: Any) -> tuple[Any, dict[str, jax.Array]]:
-    """Days with output once each, or several times: plan is (levels, rows, columns, outputs per day)."""
-    levels, rows, columns, each = plan
+def output_chunk(core: Core, days: int, plan: tuple[Any, Grids, int], state: Any) -> tuple[Any, dict[str, Any]]:
+    """Days with output once each, or several times: plan is (levels, grids, outputs per day)."""
+    levels, grids, each = plan
     part = core._replace(steps_per_day=core.steps_per_day // each)
 
-    def advance(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
+    def advance(state: Any, _: None) -> tuple[Any, dict[str, Any]]:
         state, drift = one_day(part, state)
         native = native_fields(core, state)
+        fine = pressure_fields(core, native, levels)
         out = {
-            "fields": coarse_grain(pressure_fields(core, native, levels), rows, columns),
+            "fields": {name: coarse_grain(fine, *areas) for name, areas in grids.items()},
             "means": jnp.append(global_means(core, native), drift),
             "spectrum": kinetic_spectrum(core, state),
             "zonal": jnp.stack([native[name].mean(1) for name in ("u", "temperature")]),
@@ -279,96 +54,104 @@ def output_chunk(core: Core, days: int, plan: Any, state: Any) -> tuple[Any, dic
     return state, {**out, "spectrum": out["spectrum"].mean(0), "zonal": out["zonal"].mean(0)}
 
 
-def to_truncation(state: Any, old: Core, new: Core) -> Any:
+def to_truncation(old: Core, new: Core, state: Any) -> Any:
     """The same fields at another truncation."""
     change = coordinate_systems.get_spectral_interpolate_fn(old.coords, new.coords)
-    state = jax.vmap(change)(state)
-    return jax.vmap(partial(jax.tree.map, new.coords.horizontal.clip_wavenumbers))(state)
+    return jax.tree.map(new.coords.horizontal.clip_wavenumbers, change(state))
 
 
-def spin_up(settings: dict[str, Any], core: Core) -> Any:
-    """From rest at a low truncation, then on to the one that counts: states of all seeds."""
+def spin_up(settings: dict[str, Any], core: Core, seeds: list[int]) -> Any:
+    """From rest at a low truncation, then at the one that counts: states of some seeds."""
     low = make_core(
         settings["spin_truncation"], settings["spin_nodes"], settings["spin_minutes"], settings["transform"]
     )
-    state = spread(jax.vmap(partial(initial_state, low))(jnp.asarray(settings["seeds"])))
-    state = _spin(low, state, settings["spin_days"], f"spin-up T{settings['spin_truncation']}")
-    state = to_truncation(state, low, core)
-    return _spin(core, state, settings["settle_days"], f"settling T{settings['truncation']}")
-
-
-def spread(state: Any) -> Any:
-    """Trajectories over all devices, as many of them as have equal shares: they don't know each other."""
-    count = jax.tree.leaves(state)[0].shape[0]
-    devices = jax.devices()[: max(n for n in range(1, len(jax.devices()) + 1) if count % n == 0)]
-    mesh = jax.sharding.Mesh(np.array(devices), ("trajectory",))
-    share = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("trajectory"))
-    print(f"{count} trajectories on {len(devices)} device{'s' * (len(devices) > 1)}", flush=True)
-    return jax.tree.map(lambda x: jax.device_put(x, share), state)
-
-
-def _spin(core: Core, state: Any, days: int, label: str) -> Any:
-    if not days:
-        return state
-    chunk = max(d for d in range(1, min(days, 20) + 1) if days % d == 0)
-    run = jax.jit(jax.vmap(partial(spin_chunk, core, chunk)))
-    with tqdm(total=days, desc=label, unit="day", mininterval=5) as bar:
-        for _ in range(days // chunk):
+    # operations that aren't compiled together would be compiled one by one
+    state = jax.jit(jax.vmap(partial(initial_state, low)))(jnp.asarray(seeds))
+    days = settings["spin_days"]
+    chunk = whole_share(days, 20)
+    run = jax.jit(jax.vmap(partial(spin_chunk, low, chunk)))
+    with tqdm(total=days, desc=f"spin-up T{settings['spin_truncation']}", unit="day", mininterval=5) as bar:
+        for _ in range(0, days, chunk):
             state = run(state)
-            _check(state, label)
+            check_finite(state, "spin-up")
             bar.update(chunk)
-    return state
+    return jax.jit(jax.vmap(partial(to_truncation, low, core)))(state)
 
 
-def _check(state: Any, label: str) -> None:
+def whole_share(total: int, most: int) -> int:
+    """Largest divisor of a number up to another.
+
+    >>> whole_share(360, 20), whole_share(14, 20), whole_share(0, 20)
+    (20, 14, 1)
+    """
+    return max(d for d in range(1, max(1, min(total, most)) + 1) if total % d == 0)
+
+
+def check_finite(state: Any, label: str) -> None:
     bad = [i for i, ok in enumerate(np.isfinite(np.asarray(state.log_surface_pressure)).all((1, 2, 3))) if not ok]
     if bad:
-        raise SystemExit(f"{label}: trajectories {bad} have blown up; take a shorter time step")
+        raise SystemExit(f"{label}: trajectories {bad} of this process have blown up; take a shorter time step")
+
+
+def read_grids(settings: dict[str, Any], folder: Path) -> Grids:
+    """Area fractions, which `simulate` has left."""
+    return {
+        name: tuple(jnp.asarray(np.load(folder / f"{kind}_{name}.npy"), jnp.float32) for kind in ("rows", "columns"))
+        for name in settings["grids"]
+    }
 
 
 def run(settings: dict[str, Any], folder: Path) -> None:
-    """Write ``fields.npy`` (trajectory, time, channel, latitude, longitude) and ``diagnostics.npz``."""
+    """Fill this process's trajectories of FOLDER/fields_GRID.npy; write ``diagnostics_PART.npz``, ``part_PART.json``.
+
+    The files have dims (trajectory, time, channel, latitude, longitude); a part's trajectories stand one after another.
+    """
     began = time.perf_counter()
     print(f"dinosaur {dinosaur.__version__}, jax {jax.__version__}, {jax.devices()[0]}", flush=True)
     core = make_core(settings["truncation"], settings["nodes"], settings["minutes"], settings["transform"])
-    state = spin_up(settings, core)
-    spun = time.perf_counter()
-    rows, columns = (jnp.asarray(np.load(folder / f"{name}.npy"), jnp.float32) for name in ("rows", "columns"))
-    plan = (tuple(settings["levels"]), rows, columns, settings["outputs_per_day"])
-    days, chunk, each = settings["days"], settings["chunk_days"], settings["outputs_per_day"]
-    channels = 4 + 5 * len(settings["levels"])
-    shape = (len(settings["seeds"]), days * each, channels, rows.shape[0], columns.shape[0])
-    fields = np.lib.format.open_memmap(folder / "fields.npy", mode="w+", dtype=np.float32, shape=shape)
-    advance = jax.jit(jax.vmap(partial(output_chunk, core, chunk, plan)))
+    state = spin_up(settings, core, settings["seeds"])
+    grids, each, chunk = read_grids(settings, folder), settings["outputs_per_day"], settings["chunk_days"]
+    files = {name: np.load(folder / f"fields_{name}.npy", mmap_mode="r+") for name in grids}
+    mine = slice(settings["first"], settings["first"] + len(settings["seeds"]))
+    advance = jax.jit(jax.vmap(partial(output_chunk, core, chunk, (tuple(settings["levels"]), grids, each))))
+    # days at the truncation that counts, whose output is thrown away: one program to compile instead of two
+    for _ in range(0, settings["settle_days"], chunk):
+        state, _ = advance(state)
+        check_finite(state, "settling")
+    spun, done = time.perf_counter(), 0
     found: dict[str, list[np.ndarray]] = {"means": [], "spectrum": [], "zonal": []}
-    with tqdm(total=days, desc=f"T{settings['truncation']}, {shape[0]} trajectories", unit="day", mininterval=5) as bar:
-        for first in range(0, days, chunk):
+    with tqdm(total=settings["days"], desc=f"T{settings['truncation']}", unit="day", mininterval=5) as bar:
+        while done < settings["days"]:
             state, out = advance(state)
-            fields[:, first * each : (first + chunk) * each] = np.asarray(out["fields"])
+            for name, file in files.items():
+                file[mine, done * each : (done + chunk) * each] = np.asarray(out["fields"][name])
             for name, parts in found.items():
                 parts.append(np.asarray(out[name]))
-            _check(state, f"day {first + chunk}")
+            done += chunk
+            check_finite(state, f"day {done}")
             bar.update(chunk)
-            done = first + chunk
-            if time.perf_counter() - began > settings["limit_seconds"] and done < days:
-                print(f"The time is over: {done} of {days} days of each trajectory", flush=True)
+            if time.perf_counter() - began > settings["limit_seconds"] and done < settings["days"]:
+                print(f"The time is over: {done} of {settings['days']} days of each trajectory", flush=True)
                 break
-    fields.flush()
-    seconds = {"spin_up": spun - began, "output": time.perf_counter() - spun}
-    _write_diagnostics(folder, core, found, {"days": done, "seconds": seconds})
+    for file in files.values():
+        file.flush()
+    seconds = {"spin_up": round(spun - began, 1), "output": round(time.perf_counter() - spun, 1)}
+    write_diagnostics(folder, settings["part"], core, found, {"days": done, "seconds": seconds})
 
 
-def _write_diagnostics(folder: Path, core: Core, found: dict[str, list[np.ndarray]], facts: dict[str, Any]) -> None:
+def write_diagnostics(
+    folder: Path, part: int, core: Core, found: dict[str, list[np.ndarray]], facts: dict[str, Any]
+) -> None:
     np.savez(
-        folder / "diagnostics.npz",
+        folder / f"diagnostics_{part}.npz",
         means=np.concatenate(found["means"], axis=1),  # (trajectory, time, 4): pₛ, energy, kinetic energy, drift
-        spectrum=np.mean(found["spectrum"], axis=(0, 1)),  # (layer, wavenumber)
-        zonal=np.mean(found["zonal"], axis=(0, 1)),  # (u and T, layer, latitude)
+        spectrum=np.mean(found["spectrum"], axis=0),  # (trajectory, layer, wavenumber)
+        zonal=np.mean(found["zonal"], axis=0),  # (trajectory, u and T, layer, latitude)
         sigma=np.asarray(core.coords.vertical.centers),
         latitude=np.rad2deg(np.asarray(core.coords.horizontal.latitudes)),
     )
     versions = {"dinosaur": dinosaur.__version__, "jax": jax.__version__, "device": str(jax.devices()[0].device_kind)}
-    (folder / "dynamics.json").write_text(json.dumps({**versions, **facts}))
+    (folder / f"part_{part}.json").write_text(json.dumps({**versions, **facts}))
 
 
 if __name__ == "__main__":

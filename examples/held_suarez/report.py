@@ -1,6 +1,7 @@
 """Tables and pictures of docs/benchmark.md from stored scores: ``python report.py [FOLDER] [--package]``.
 
-FOLDER holds scores.nc, spectra.nc and long.nc of `evaluate.py`; by default the kept ones, examples/held_suarez/results.
+FOLDER holds scores.nc, spectra.nc and long.nc of `evaluate.py`, and those of other models in the folders ablation,
+experiments and evidence, as far as they are there; by default the kept ones, examples/held_suarez/results.
 What stands between the two marks in docs/benchmark.md is replaced; pictures go to docs/_static/benchmark.
 ``--package`` first puts FOLDER's model, with scores and limits on its card, and FOLDER's sample into xmosaic/data, and
 FOLDER's scores to the kept ones.
@@ -14,10 +15,26 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import others
 import xarray as xr
 from matplotlib.figure import Figure
-from variants import VARIANTS
+from tables import (
+    LEAD,
+    LEADS,
+    ROWS,
+    at,
+    drift_table,
+    every,
+    gain_table,
+    goal_table,
+    label,
+    shares,
+    span,
+    table,
+    title,
+    variants_in,
+    worst_share,
+)
 
 import xmosaic
 
@@ -25,126 +42,16 @@ ROOT = Path(__file__).parents[2]
 KEPT, DATA = Path(__file__).parent / "results", ROOT / "xmosaic" / "data"
 PAGE, PICTURES = ROOT / "docs" / "benchmark.md", ROOT / "docs" / "_static" / "benchmark"
 BEGIN, END = "<!-- made by examples/held_suarez/report.py -->", "<!-- end of what is made -->"
-ROWS = [("geopotential", 500), ("temperature", 850), ("u_component_of_wind", 250), ("vertical_velocity", 500)]
-ROWS += [("2m_temperature", None), ("mean_sea_level_pressure", None)]
-LEADS = pd.to_timedelta([1, 3, 5, 7, 10], unit="D")
-LEAD = "prediction_timedelta"
 # what the plans of train.py are, for the card
 TRAINED = {
     "direct": "fair CRPS of two members, one step, then three",
     "warm": "squared error without noise, then fair CRPS of two members, then rollouts of three with four members",
+    "careful": "fair CRPS of two members, then of four at a low rate in 32 bits, then rollouts of three; finer bands",
+    "fine": "fair CRPS of two members, one step, then three; finer bands",
+    "heavy": "fair CRPS of two members, one step, then three; finer bands of weight 1",
+    "low": "fair CRPS of two members, then of four at a low rate, then rollouts of three; finer bands",
+    "exact": "fair CRPS of two members, then at a low rate in 32 bits, then rollouts of three; finer bands",
 }
-
-
-def at(ds: xr.Dataset, name: str, level: int | None, **labels: object) -> xr.DataArray:
-    """One field of a result."""
-    field = ds[name] if level is None else ds[name].sel(level=level)
-    return field.sel(labels)
-
-
-def label(name: str, level: int | None) -> str:
-    return name.replace("_", " ") + (f", {level} hPa" if level else "")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def every(scores: xr.Dataset, score: str, forecast: str, bound: str = "estimate") -> np.ndarray:
-    """One score of every variable, level and lead in a row."""
-    names = [n for n in scores.data_vars if "score" in scores[n].dims]
-    return np.concatenate(
-        [at(scores, n, None, score=score, forecast=forecast, bound=bound).values.ravel() for n in names]
-    )
-
-
-def held(*values: float, low: float = -np.inf, high: float = np.inf) -> str:
-    return "reached" if all(low <= v <= high for v in values) else "**not reached**"
-
-
-def goal_table(scores: xr.Dataset, spectra: xr.Dataset, long: xr.Dataset) -> str:
-    """What was wanted, what was found, and whether that is it."""
-    ratio, low, high = (every(scores, "spread_skill", "bundled", b) for b in ("estimate", "lower", "upper"))
-    inside, touching = np.mean((ratio >= 0.95) & (ratio <= 1.05)), np.mean((high >= 0.95) & (low <= 1.05))
-    rows = [
-        [
-            "spread/skill 0.95–1.05, every field, level and lead",
-            f"{ratio.min():.2f} … {ratio.max():.2f}; inside for {inside:.0%}, intervals reach it for {touching:.0%}",
-            held(ratio.min(), ratio.max(), low=0.95, high=1.05),
-        ]
-    ]
-    power = np.concatenate(
-        [
-            spectra[n].sel(forecast="bundled", zonal_wavenumber=slice(1, None)).values.ravel()
-            for n in spectra.data_vars
-            if n.endswith("_zonal_ratio")
-        ]
-    )
-    near = np.mean((power >= 0.96) & (power <= 1.04))
-    rows.append(
-        [
-            "member power 0.96–1.04 of the truth's, every zonal wavenumber and lead",
-            f"{power.min():.2f} … {power.max():.1f}; inside for {near:.0%}",
-            held(power.min(), power.max(), low=0.96, high=1.04),
-        ]
-    )
-    worse = (worst_share(scores, b) for b in ("climatology", "climatology_ensemble"))
-    for other, value in zip(("the climatological mean's", "the climatological ensemble's"), worse, strict=True):
-        rows.append(
-            [
-                f"CRPS below {other} to 10 days, every field and level",
-                f"at most {value:.2f} of it",
-                held(value, high=0.9999),
-            ]
-        )
-    drift = scores["mass_drift_percent"].sel({"forecast": "bundled", LEAD: LEADS[4]})
-    mean, lower, upper = (float(drift.sel(bound=b)) for b in ("estimate", "lower", "upper"))
-    single = [
-        float(scores[f"mass_drift_percent_{e}"].sel({"forecast": "bundled", LEAD: LEADS[4]})) for e in ("min", "max")
-    ]
-    verdict = held(abs(mean), high=0.009)
-    if verdict == "reached" and max(-lower, upper) > 0.009:
-        verdict += ", but not its interval"
-    rows.append(
-        [
-            "mean mass drift at most 0.009 % after 10 days",
-            f"{mean:.4f} % ({lower:.4f} … {upper:.4f}); single members {single[0]:.2f} … {single[1]:.2f} %",
-            verdict,
-        ]
-    )
-    last = long.isel({LEAD: -1})
-    sizes = [float(v) for n in last.data_vars if n.endswith("variability_ratio") for v in np.ravel(last[n])]
-    rows.append(
-        [
-            "60 days without falling apart",
-            f"all {'finite' if long.attrs['finite'] else 'NOT finite'}; anomalies "
-            f"{min(sizes):.2f} … {max(sizes):.2f} of the truth's",
-            held(float(long.attrs["finite"]), low=1),
-        ]
-    )
-    wanted = "CRPS 20 % below the deterministic twin's error at 5 days"
-    if "twin" in scores["forecast"].values:
-        share = shares(scores.sel({LEAD: [LEADS[2]]}), "twin")
-        found = f"{100 * (1 - share.max()):.0f} … {100 * (1 - share.min()):.0f} % over fields and levels"
-        rows.append([wanted, found, held(float(share.max()), high=0.8)])
-    else:
-        rows.append([wanted, "no twin", "not tried"])
-    return table(["goal", "found", ""], rows)
-
-
-def shares(scores: xr.Dataset, other: str, ours: str = "bundled") -> np.ndarray:
-    """CRPS over another forecast's, of every variable, level and lead."""
-    return every(scores, "crps", ours) / every(scores, "crps", other)
-
-
-def worst_share(scores: xr.Dataset, other: str) -> float:
-    return float(shares(scores, other).max())
-
-
-def variants_in(ds: xr.Dataset) -> list[str]:
-    """Trained models among the forecasts, the bundled one first."""
-    return [v for v in VARIANTS if v in ds["forecast"].values]
 
 
 def variant_table(scores: xr.Dataset, spectra: xr.Dataset) -> str:
@@ -157,7 +64,7 @@ def variant_table(scores: xr.Dataset, spectra: xr.Dataset) -> str:
     ]
     rows = []
     for name in variants_in(scores):
-        row = [VARIANTS[name].title]
+        row = [title(name)]
         for lead in (LEADS[0], LEADS[2], LEADS[4]):
             share = shares(scores.sel({LEAD: [lead]}), "bundled", name)
             row.append(f"{share.mean():.2f} ({share.min():.2f} … {share.max():.2f})")
@@ -174,10 +81,6 @@ def small_scales(spectra: xr.Dataset, name: str, first: int = 20) -> np.ndarray:
     return np.concatenate([r.sel(forecast=name, zonal_wavenumber=slice(first, None)).values.ravel() for r in ratios])
 
 
-def span(values: np.ndarray) -> str:
-    return f"{values.min():.2f} … {values.max():.2f}"
-
-
 def score_tables(scores: xr.Dataset) -> str:
     """RMSE, CRPS, spread/skill and mass drift, as `xmosaic.to_markdown` writes them, without its title."""
     fields = scores[[n for n in scores.data_vars if "score" in scores[n].dims]]
@@ -186,22 +89,6 @@ def score_tables(scores: xr.Dataset) -> str:
     ours = xmosaic.to_markdown(fields, scores=["rmse", "crps"], rows=ROWS, leads=LEADS).splitlines()[1:]
     rest = xmosaic.to_markdown(ensembles, scores=["spread_skill"], rows=ROWS, leads=LEADS)
     return "\n".join(ours).strip() + "\n\n" + rest[rest.index("**") :].strip()
-
-
-def gain_table(scores: xr.Dataset) -> str:
-    """CRPS against the twin's mean absolute error and the climatological ensemble's CRPS."""
-    rows = []
-    for name, level in ROWS:
-        crps = at(scores, name, level, score="crps", bound="estimate")
-        ours = crps.sel(forecast="bundled")
-        row = [label(name, level)]
-        for other in ("twin", "climatology_ensemble", "persistence"):
-            if other in crps["forecast"].values:
-                gain = 100 * (1 - ours / crps.sel(forecast=other))
-                row += [f"{float(gain.sel({LEAD: lead})):.0f} %" for lead in (LEADS[2], LEADS[4])]
-        rows.append(row)
-    others = [o for o in ("twin", "climatology_ensemble", "persistence") if o in scores["forecast"].values]
-    return table(["CRPS below that of", *(f"{o}, {d} d" for o in others for d in (5, 10))], rows)
 
 
 def power_table(spectra: xr.Dataset) -> str:
@@ -218,19 +105,6 @@ def power_table(spectra: xr.Dataset) -> str:
         rows.append(row)
     found = variants_in(spectra)[:2]
     return table(["power over truth's", *(f"{f}, {k}" for f in found for k in ("total", "zonal"))], rows)
-
-
-def drift_table(scores: xr.Dataset, long: xr.Dataset) -> str:
-    """Mass after 10 and 60 days; how much a long rollout varies."""
-    ten = scores["mass_drift_percent"].sel({"forecast": "bundled", LEAD: LEADS[4], "bound": "estimate"})
-    last = long.isel({LEAD: -1})
-    days = int(pd.Timedelta(last[LEAD].values).days)
-    rows = [["mean mass drift, 10 days", f"{float(ten):.4f} %"]]
-    rows.append([f"mean mass drift, {days} days", f"{float(last['mass_drift_percent_mean']):.4f} %"])
-    for name, level in ROWS:
-        ratio = float(at(last, f"{name}_variability_ratio", level))
-        rows.append([f"anomalies of {label(name, level)} after {days} days, over the truth's", f"{ratio:.3f}"])
-    return table(["", ""], rows)
 
 
 def draw_scores(scores: xr.Dataset, path: Path) -> None:
@@ -314,6 +188,7 @@ def text(folder: Path) -> str:
         parts += ["### Variants", variant_table(scores, spectra)]
     parts += ["### Spread", spread, "### Power", power_table(spectra), power]
     parts += ["### Mass and long rollouts", drift_table(scores, long), rollout]
+    parts += others.text(folder)
     return "\n\n".join([*parts, "### Scores", score_tables(scores)])
 
 
@@ -325,6 +200,7 @@ def write(folder: Path, page: Path = PAGE, pictures: Path = PICTURES) -> None:
     draw_spread(scores, pictures / "spread.png")
     draw_power(spectra, pictures / "power.png")
     draw_long(long, pictures / "long.png")
+    others.draw(folder, pictures)
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n\n{text(folder)}\n\n{END}{after}")
@@ -377,6 +253,7 @@ def package(folder: Path, data: Path = DATA, kept: Path = KEPT) -> None:
     kept.mkdir(exist_ok=True)
     for name in ("scores.nc", "spectra.nc", "long.nc"):
         shutil.copyfile(folder / name, kept / name)
+    others.keep(folder, kept)
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from evaluate import ENGINE
 from matplotlib.figure import Figure
 from report import KEPT, PICTURES
+from scoring import ENGINE
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 

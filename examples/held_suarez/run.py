@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from plans import PLANS
 from variants import SIZES
 
 HERE = Path(__file__).parent
@@ -55,12 +56,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     ):
         if (value := getattr(options, name)) is not None:
             simulation += [f"--{name.replace('_', '-')}", str(value)]
-    simulation += [
-        "--longitudes",
-        str(SIZES[options.size].longitudes),
-        "--latitudes",
-        str(SIZES[options.size].latitudes),
-    ]
+    simulation += ["--grids", SIZES[options.size].grid]
     training = [
         "train.py",
         store,
@@ -82,7 +78,7 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
         "simulate": simulation,
         "check": ["check.py", store, str(work)],
         "train": [*training, "--minutes", str(options.minutes)],
-        "twin": [*training, "--minutes", str(twin_minutes), "--variant", "twin"],
+        "twin": [*training, "--minutes", str(twin_minutes), "--variants", "twin"],
         "evaluate": scoring,
         "sample": ["sample.py", store, str(work / "sample.nc")],
     }
@@ -150,7 +146,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sim-years", type=int, default=10, help="of training; two more for validation and test")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training")
     parser.add_argument("--twin-minutes", type=float, help="of the twin's; as many by default")
-    parser.add_argument("--plan", choices=("direct", "warm"), default="direct", help="of training: train.py says what")
+    parser.add_argument("--plan", choices=PLANS, default="direct", help="of training: plans.py says what")
     parser.add_argument("--size", choices=SIZES, default="bundled", help="of the network and the grid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-seconds", type=float, default=420.0, help="of the simulation; then it ends early")

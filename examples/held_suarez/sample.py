@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import evaluate
 import numpy as np
+import scoring
 import train
 import xarray as xr
 
@@ -33,12 +33,12 @@ def packing(field: xr.DataArray) -> dict:
 
 def write_sample(ds: xr.Dataset, path: Path, first: int = FIRST, days: int = DAYS) -> Path:
     """Consecutive days of the test year, packed; each starts a forecast that the later ones verify."""
-    _, test = evaluate.split(ds)
+    _, test = scoring.split(ds)
     chosen = test.isel(time=slice(first, first + days)).load()
     chosen.attrs["title"] = "xmosaic sample: days of the test year of a simulated Held–Suarez atmosphere"
     for name in chosen.variables:
         chosen[name].encoding = {}
-    chosen.to_netcdf(path, engine=evaluate.ENGINE, encoding={name: packing(chosen[name]) for name in chosen.data_vars})
+    chosen.to_netcdf(path, engine=scoring.ENGINE, encoding={name: packing(chosen[name]) for name in chosen.data_vars})
     print(path, f"{path.stat().st_size / 1e6:.2f} MB, {chosen.sizes['time']} days", flush=True)
     return path
 

@@ -1,16 +1,19 @@
 """Simulate the benchmark atmosphere and write it as a WeatherBench2-like Zarr store: ``python simulate.py STORE``.
 
 Held and Suarez (1994) on a Gaussian grid, interpolated to pressure levels there, then coarse-grained by exact areas to
-the model's grid. The core runs in a process of its own (`dynamics.py`), so that its GPU memory is free afterwards.
+the grid of a model, or with ``--grids 64x33 96x49`` to those of several: STORE_64x33.zarr and so on, from one run.
+The core runs in processes of its own (`dynamics.py`), one on each GPU, whose memory is free afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -51,8 +54,7 @@ class Settings:
     settle_days: int = 20
     outputs_per_day: int = 1
     levels: tuple[float, ...] = (100.0, 250.0, 500.0, 700.0, 850.0)
-    longitudes: int = 64
-    latitudes: int = 33
+    grids: tuple[str, ...] = ("64x33",)  # longitudes and latitudes, poles among them
     first_seed: int = 0
     transform: str = "fast"
     limit_seconds: float = float("inf")  # trajectories end early, all on the same day, when the time is over
@@ -121,28 +123,106 @@ def _shared(target: np.ndarray, source: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------- run
 
 
-def simulate(settings: Settings, store: Path, scratch: Path) -> None:
-    """Run the core in a process of its own; write the store, ``diagnostics.npz`` and ``dynamics.json`` beside it."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    grid = LatLonGrid.equiangular(settings.longitudes, settings.latitudes)
-    nodes = gaussian_nodes(settings.truncation)
-    for name, matrix in zip(("rows", "columns"), area_matrices(nodes, grid), strict=True):
-        np.save(scratch / f"{name}.npy", matrix)
-    chunk = max(d for d in range(1, CHUNK_DAYS + 1) if settings.days % d == 0)
-    plan = {**asdict(settings), "seeds": settings.seeds, "chunk_days": chunk}
-    plan |= {"nodes": nodes, "spin_nodes": gaussian_nodes(settings.spin_truncation)}
-    (scratch / "plan.json").write_text(json.dumps(plan))
-    command = [sys.executable, str(HERE / "dynamics.py"), str(scratch / "plan.json"), str(scratch)]
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise SystemExit(f"dynamics.py failed ({done.returncode})")
-    fields = np.load(scratch / "fields.npy", mmap_mode="r")
-    about = json.loads((scratch / "dynamics.json").read_text())
+def simulate(settings: Settings, store: Path, scratch: Path, processes: int | None = None) -> list[Path]:
+    """Run the core in processes of its own; write the stores, ``diagnostics.npz`` and ``dynamics.json`` beside them."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    grids = {name: grid_of(name) for name in settings.grids}
+    nodes, channels = gaussian_nodes(settings.truncation), len(SURFACE) + len(UPPER) * len(settings.levels)
+    for name, grid in grids.items():
+        for kind, matrix in zip(("rows", "columns"), area_matrices(nodes, grid), strict=True):
+            np.save(scratch / f"{kind}_{name}.npy", matrix)
+        shape = (settings.years, settings.days * settings.outputs_per_day, channels, *grid.shape)
+        np.lib.format.open_memmap(scratch / f"fields_{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+    began = time.perf_counter()
+    parts = run_parts(settings, scratch, processes or gpus() or 1)
+    about = {**parts[0], "days": min(p["days"] for p in parts), "seconds": [p["seconds"] for p in parts]}
+    print(f"simulated in {time.perf_counter() - began:.0f} s: {about['seconds']}", flush=True)
     made = replace(settings, days=about["days"])  # fewer than asked for if the time was over
-    fields = fields[:, : made.days * made.outputs_per_day]
-    write_store(to_dataset(fields, made, grid, about), store)
-    for name in ("diagnostics.npz", "dynamics.json"):
-        shutil.copy(scratch / name, store.parent / name)
+    merge_diagnostics(scratch, len(parts), made.days * made.outputs_per_day, store.parent / "diagnostics.npz")
+    (store.parent / "dynamics.json").write_text(json.dumps(about))
+    written = []
+    for name, grid in grids.items():
+        fields = np.load(scratch / f"fields_{name}.npy", mmap_mode="r")[:, : made.days * made.outputs_per_day]
+        written.append(store_of(store, name, settings.grids))
+        write_store(to_dataset(fields, made, grid, about), written[-1])
+    shutil.rmtree(scratch)
+    return written
+
+
+def grid_of(name: str) -> LatLonGrid:
+    """The grid of a name.
+
+    >>> grid_of("64x33").shape
+    (33, 64)
+    """
+    longitudes, _, latitudes = name.partition("x")
+    if not (longitudes.isdecimal() and latitudes.isdecimal()):
+        raise SystemExit(f"{name!r} is no grid; write longitudes x latitudes, such as 64x33")
+    return LatLonGrid.equiangular(int(longitudes), int(latitudes))
+
+
+def store_of(store: Path, name: str, grids: tuple[str, ...]) -> Path:
+    """Where a grid's fields go: the store itself, if there is one grid.
+
+    >>> store_of(Path("a.zarr"), "64x33", ("64x33", "96x49")).name, store_of(Path("a.zarr"), "64x33", ("64x33",)).name
+    ('a_64x33.zarr', 'a.zarr')
+    """
+    return store if len(grids) == 1 else store.with_name(f"{store.stem}_{name}{store.suffix}")
+
+
+def gpus() -> int:
+    """GPUs that this process may use, without a word to them."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_parts(settings: Settings, scratch: Path, processes: int) -> list[dict]:
+    """Trajectories in equal shares on processes, each on a GPU of its own if there are any; what each has left."""
+    shares = [s.tolist() for s in np.array_split(settings.seeds, min(processes, settings.years))]
+    chunk = max(d for d in range(1, CHUNK_DAYS + 1) if settings.days % d == 0)
+    common = {**asdict(settings), "chunk_days": chunk, "nodes": gaussian_nodes(settings.truncation)}
+    common["spin_nodes"] = gaussian_nodes(settings.spin_truncation)
+    running = []
+    for part, seeds in enumerate(shares):
+        plan = {**common, "seeds": seeds, "part": part, "first": seeds[0] - settings.first_seed}
+        (scratch / f"plan_{part}.json").write_text(json.dumps(plan))
+        command = [sys.executable, str(HERE / "dynamics.py"), str(scratch / f"plan_{part}.json"), str(scratch)]
+        running.append(subprocess.Popen(command, env={**os.environ, **own_gpu(part)}))
+    wait_for(running)
+    return [json.loads((scratch / f"part_{part}.json").read_text()) for part in range(len(shares))]
+
+
+def own_gpu(part: int) -> dict[str, str]:
+    """Environment in which a process sees one GPU alone, the next in turn."""
+    count = gpus()
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": seen[part % count]} if count else {}
+
+
+def wait_for(running: list[subprocess.Popen]) -> None:
+    """Until all have ended; if one fails, the others are stopped, for a part of the trajectories is of no use."""
+    while any(p.poll() is None for p in running):
+        if any(p.returncode for p in running if p.poll() is not None):
+            break
+        time.sleep(0.2)
+    if failed := [p.returncode for p in running if p.poll()]:
+        for p in running:
+            p.kill()
+            p.wait()
+        raise SystemExit(f"dynamics.py failed ({failed[0]})")
+
+
+def merge_diagnostics(scratch: Path, parts: int, times: int, path: Path) -> None:
+    """One file of what all processes have found: budgets by trajectory, spectra and zonal means of all together."""
+    found = [dict(np.load(scratch / f"diagnostics_{part}.npz")) for part in range(parts)]
+    merged = {
+        "means": np.concatenate([f["means"][:, :times] for f in found]),  # (trajectory, time, 4)
+        "spectrum": np.concatenate([f["spectrum"] for f in found]).mean(0),  # (layer, wavenumber)
+        "zonal": np.concatenate([f["zonal"] for f in found]).mean(0),  # (u and T, layer, latitude)
+    }
+    np.savez(path, **merged, sigma=found[0]["sigma"], latitude=found[0]["latitude"])
 
 
 def to_dataset(fields: np.ndarray, settings: Settings, grid: LatLonGrid, about: dict) -> xr.Dataset:
@@ -176,9 +256,9 @@ def attributes(settings: Settings, about: dict) -> dict[str, str]:
         "license": "BSD-3-Clause",
         "comment": (
             f"T{s.truncation}, 24 sigma layers, steps of {s.minutes:g} minutes, ∇⁸ damping of 0.1 day; spun up for "
-            f"{s.spin_days} days at T{s.spin_truncation} and {s.settle_days} more; coarse-grained by exact areas from "
-            "the Gaussian grid; mean surface pressure set to 1000 hPa once a day; perpetual equinox, no sun, no "
-            "orography: dates are labels, each calendar year is a trajectory of its own"
+            f"{s.spin_days} days at T{s.spin_truncation} and at least {s.settle_days} more; coarse-grained by exact "
+            "areas from the Gaussian grid; mean surface pressure set to 1000 hPa once a day; perpetual equinox, no "
+            "sun, no orography: dates are labels, each calendar year is a trajectory of its own"
         ),
         "seeds": json.dumps(s.seeds),
     }
@@ -202,8 +282,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options that change a field of `Settings`."""
     for name in ("years", "days", "truncation", "spin_truncation", "spin_days", "settle_days", "outputs_per_day"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Settings, name))
-    for name in ("longitudes", "latitudes"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Settings, name), help="of the grid that is written")
+    parser.add_argument("--grids", nargs="+", default=Settings.grids, help="longitudes x latitudes of what is written")
     for name in ("minutes", "spin_minutes"):
         flag = "--step-minutes" if name == "minutes" else "--spin-minutes"
         parser.add_argument(flag, dest=f"step_{name}", type=float, default=getattr(Settings, name))
@@ -214,18 +293,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_from(options: argparse.Namespace) -> Settings:
     same = ("years", "days", "truncation", "spin_truncation", "spin_days", "settle_days", "outputs_per_day")
-    rest = ("longitudes", "latitudes", "first_seed", "transform", "limit_seconds")
+    rest = ("first_seed", "transform", "limit_seconds")
     given = {name: getattr(options, name) for name in (*same, *rest)}
-    return Settings(**given, minutes=options.step_minutes, spin_minutes=options.step_spin_minutes)
+    return Settings(
+        **given, grids=tuple(options.grids), minutes=options.step_minutes, spin_minutes=options.step_spin_minutes
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path)
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/held_suarez/scratch"))
+    parser.add_argument("--processes", type=int, help="that share the trajectories; by default one on each GPU")
     arguments(parser)
     options = parser.parse_args()
-    simulate(settings_from(options), options.store, options.scratch)
+    simulate(settings_from(options), options.store, options.scratch, options.processes)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Train the bundled network, or one of its twins: ``python train.py STORE OUT --minutes 4 [--variant twin]``.
+"""Train the bundled network and its twins: ``python train.py STORE OUT --minutes 4 [--variants bundled twin]``.
 
-``--plan warm`` begins without noise on squared error and ends with rollouts of four members; ``--size evidence`` takes
-the larger network, whose data have 128 × 65 points.
+Several variants follow one another in one process, with the data read once and kept on the device; each is exported as
+soon as it is done, and one that fails doesn't keep the others from being trained. With ``--minutes`` the time of an
+update is measured first, and the updates fitted to the minutes; with ``--updates 3000 400`` each variant has so many in
+each part of the plan, which is the same budget for all. ``--plan`` says how (`plans.py`), ``--size evidence`` takes the
+larger network, whose data have 96 × 49 points.
 
-Measures the time of an update first, then fits the number of updates to the minutes. The data stay on the device, and
-each sample is turned by a random longitude and mirrored at the equator with probability ½: the set-up of Held and
+Each sample is turned by a random longitude and mirrored at the equator with probability ½: the set-up of Held and
 Suarez knows neither longitudes nor hemispheres, so these are samples as good as the simulated ones.
 """
 
@@ -13,236 +15,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
+import gc
 import json
 import shutil
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import simulate
 import torch
 import xarray as xr
-from variants import BAND_WEIGHT, MSE, SIZES, VARIANTS, network
+from plans import BATCH, LEVELS, PLANS, VARIABLES, Part, fit_updates, settings
+from resident import Resident
+from variants import SIZES, VARIANTS
 
 import xmosaic
 from xmosaic import Model, Stage, TrainConfig
 from xmosaic.checkpoint import read_model
-from xmosaic.training.loader import Batch
-from xmosaic.training.samples import TrainingData, Windows
 
-LEVELS = (250, 500, 700, 850)
-VARIABLES = {name: None for name in simulate.SURFACE} | {name: LEVELS for name in simulate.UPPER}
-# these change their sign in the mirror
-ODD = ("v_component_of_wind", "10m_v_component_of_wind")
-RATE = 0.02
-BATCH, ROLLOUT = 16, 3  # samples per update, fewer in rollouts; steps of these
+BEGAN = time.perf_counter()
 WARM_UP = 20  # updates that are timed, of which the first half does not count
-
-
-@dataclass(frozen=True)
-class Part:
-    """One run of a plan; its best weights begin the next.
-
-    Parameters
-    ----------
-    name : str
-        Of its folder.
-    share : float
-        Of the time.
-    rollout : int
-        Steps of a sample.
-    members : int, optional
-        Of an ensemble; by default what the variant has.
-    rate : float
-        Learning rate over `RATE`.
-    fewer : int
-        How many times fewer samples per update than `--batch`.
-    still : bool
-        Without noise, on squared error.
-    """
-
-    name: str
-    share: float
-    rollout: int = 1
-    members: int | None = None
-    rate: float = 1.0
-    fewer: int = 1
-    still: bool = False
-
-    def stage(self, batch: int, updates: int) -> Stage:
-        """Of so many updates."""
-        warmup = min(50, updates // 10) if self.rollout == 1 else updates // 10
-        return Stage(updates, self.rollout, self.samples(batch), RATE * self.rate, warmup=warmup)
-
-    def samples(self, batch: int) -> int:
-        """Of an update."""
-        return max(1, batch // self.fewer)
-
-
-PLANS = {
-    "direct": (Part("1", 0.75), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2)),
-    # how the time is shared, and the second rate, are guesses until a run has been made
-    "warm": (
-        Part("still", 0.3, still=True),
-        Part("1", 0.45, rate=0.5),
-        Part("3", 0.25, ROLLOUT, members=4, rate=0.25, fewer=4),
-    ),
-}
-
-
-def settings(
-    periods: dict[str, Any],
-    part: Part,
-    stage: Stage,
-    variant: str = "bundled",
-    size: str = "bundled",
-    precision: str = "float32",
-    seed: int = 0,
-) -> TrainConfig:
-    """Fair CRPS of two members, of the fields and of their scales; each part is a run with a best of its own."""
-    chosen = VARIANTS[variant]
-    config = chosen.network(network(size))
-    usual = {"members": 2, "loss": "crps", "bands": SIZES[size].bands, "band_weight": BAND_WEIGHT, **chosen.training}
-    if part.still:
-        config, usual = dataclasses.replace(config, noise_dim=0), usual | MSE
-    elif part.members and config.noise_dim:
-        usual |= {"members": part.members}
-    return TrainConfig(
-        network=config,
-        stages=(stage,),
-        **periods,
-        variables=VARIABLES,
-        **usual,
-        channel_weights="uniform",
-        adam_rate=0.2,
-        ema=0.998,
-        precision=precision,
-        seed=seed if part.still else seed + stage.rollout,
-        validate_every=max(1, stage.updates // (4 if stage.rollout == 1 else 2)),
-        validation_samples=24,
-        save_every=10**9,
-    )
-
-
-# ------------------------------------------------------------------------------------------------- data on the device
-
-
-class Resident:
-    """What `xmosaic.training.loader.Loader` is to a training run, with all data on the device, turned and mirrored.
-
-    Parameters
-    ----------
-    device : str
-        Where the data are; the others as the loader has them.
-    """
-
-    waited = 0.0
-    # of the latest data and statistics: one training run follows another
-    _kept: tuple[Any, torch.Tensor] | None = None
-
-    def __init__(
-        self,
-        data: TrainingData,
-        windows: Windows,
-        rollout: int,
-        batch_size: int,
-        seed: int,
-        mean: np.ndarray,
-        std: np.ndarray,
-        device: str = "cpu",
-        **_: Any,
-    ) -> None:
-        self.device = device
-        self.data, self.windows, self.rollout, self.batch_size, self.seed = data, windows, rollout, batch_size, seed
-        self.steps = np.arange(1 - data.history, rollout + 1)
-        self.states = self._resident(mean, std)
-        odd = np.array([c.variable in ODD for c in data.schema.state])
-        self.sign = self._tensor(np.where(odd, -1.0, 1.0))
-        # x → −x in physical units is n → −n − 2 mean/std in normalised ones
-        self.offset = self._tensor(np.where(odd, -2 * np.asarray(mean) / np.asarray(std), 0.0))
-        self._orders: dict[int, np.ndarray] = {}
-
-    def __enter__(self) -> Resident:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def load(self, starts: pd.DatetimeIndex) -> Batch:
-        """Samples as they are."""
-        each = [starts + k * self.data.step for k in range(self.rollout)]
-        clock = torch.tensor(np.array([clock_of(t) for t in each], np.float32))
-        return self._batch(self._windows(starts), starts, np.arange(len(starts)), clock)
-
-    def batches(self, first_update: int = 0) -> Iterator[Batch]:
-        """Samples in an endless order, each turned, mirrored or not, and on a random date: dates mean nothing here."""
-        for update in itertools.count(first_update):
-            positions = update * self.batch_size + np.arange(self.batch_size)
-            starts = self.windows.starts[[self.place(p) for p in positions.tolist()]]
-            draw = np.random.default_rng([self.seed, 1, update])
-            turn = torch.from_numpy(draw.integers(self.data.grid.shape[1], size=len(starts)))
-            mirror = torch.from_numpy(draw.random(len(starts)) < 0.5)
-            clock = torch.from_numpy(draw.random((1, len(starts), 2), dtype=np.float32))
-            states = self.turned(self._windows(starts), turn.to(self.device), mirror.to(self.device))
-            yield self._batch(states, starts, positions, clock.expand(self.rollout, -1, -1))
-
-    def place(self, position: int) -> int:
-        """Which start stands at a position of the endless order: one permutation per epoch."""
-        epoch, place = divmod(position, len(self.windows))
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
-        return int(self._orders[epoch][place])
-
-    def turned(self, states: torch.Tensor, turn: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
-        """States (sample, time, longitude, latitude, channel), each turned and, where `mirror` says so, mirrored."""
-        sample = torch.arange(len(states), device=states.device)[:, None, None]
-        columns = (torch.arange(states.shape[2], device=states.device) + turn[:, None]) % states.shape[2]
-        rows = torch.arange(states.shape[3], device=states.device).expand(len(states), -1)
-        rows = torch.where(mirror[:, None], rows.flip(1), rows)
-        states = states[sample, :, columns[:, :, None], rows[:, None, :]].movedim(3, 1)
-        return torch.where(mirror[:, None, None, None, None], states * self.sign + self.offset, states)
-
-    def _windows(self, starts: pd.DatetimeIndex) -> torch.Tensor:
-        times = pd.DatetimeIndex([t + k * self.data.step for t in starts for k in self.steps.tolist()])
-        places = torch.from_numpy(self.data.times.get_indexer(times)).to(self.device)
-        return self.states[places].unflatten(0, (len(starts), len(self.steps)))
-
-    def _batch(
-        self, states: torch.Tensor, starts: pd.DatetimeIndex, positions: np.ndarray, clock: torch.Tensor
-    ) -> Batch:
-        history = self.data.history
-        return Batch(states[:, :history], states[:, history:], None, clock, starts, positions.astype(np.int64))
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=torch.float32, device=self.device)
-
-    def _resident(self, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
-        """Normalised states of all times, (time, longitude, latitude, channel)."""
-        key = (self.data.parts[0].ds, self.device, np.asarray(mean).tobytes(), np.asarray(std).tobytes())
-        kept = type(self)._kept
-        if kept is not None and kept[0][0] is key[0] and kept[0][1:] == key[1:]:
-            return kept[1]
-        data, centre, scale = self.data, self._tensor(mean), self._tensor(std)
-        states = torch.empty(len(data.times), *data.grid.shape[::-1], len(data.channels), device=self.device)
-        for first in range(0, len(data.times), 256):
-            fields = torch.from_numpy(data.fields(data.times[first : first + 256])).to(self.device)
-            states[first : first + 256] = (fields.permute(0, 3, 2, 1) - centre) / scale
-        if not bool(torch.isfinite(states).all()):
-            raise SystemExit("The data hold NaN or infinite values")
-        type(self)._kept = (key, states)
-        return states
-
-
-def clock_of(times: pd.DatetimeIndex) -> np.ndarray:
-    """Fractions of day and year, (time, 2)."""
-    day = (times - times.normalize()) / pd.Timedelta("1D")
-    return np.stack([day, (times.day_of_year - 1) / (365 + times.is_leap_year)], axis=-1)
 
 
 def validations(history: xr.Dataset) -> Iterator[str]:
@@ -256,7 +52,7 @@ def validations(history: xr.Dataset) -> Iterator[str]:
         )
 
 
-# --------------------------------------------------------------------------------------------------------------- run
+# -------------------------------------------------------------------------------------------------------------- data
 
 
 def open_data(store: Path) -> xr.Dataset:
@@ -269,9 +65,39 @@ def periods_of(ds: xr.Dataset) -> dict[str, tuple[str, str]]:
     return simulate.periods(len(np.unique(ds["time"].dt.year)))
 
 
+def fitting(ds: xr.Dataset, size: str) -> xr.Dataset:
+    """The data, if they have the grid of a size."""
+    wanted, found = (SIZES[size].longitudes, SIZES[size].latitudes), (ds.sizes["longitude"], ds.sizes["latitude"])
+    if found != wanted:
+        raise SystemExit(
+            f"The data have {found[0]} × {found[1]} points, the {size} size takes {wanted[0]} × {wanted[1]}"
+        )
+    return ds
+
+
 def on(device: str) -> Callable[..., Resident]:
     """A loader with its data on a device: at 16 small samples per update, threads would not keep up."""
     return functools.partial(Resident, device=device)
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long each variant is trained: for so many minutes, or so many updates in each part of the plan."""
+
+    minutes: float | None = None
+    updates: tuple[int, ...] = ()
+    batch: int = BATCH
+
+    def check(self, plan: str) -> None:
+        """Say what doesn't fit before anything is read."""
+        if self.updates and len(self.updates) != len(PLANS[plan]):
+            names = ", ".join(part.name for part in PLANS[plan])
+            raise SystemExit(
+                f"--updates has {len(self.updates)} numbers; the {plan} plan has {len(PLANS[plan])} parts ({names})"
+            )
 
 
 def measure(
@@ -286,60 +112,59 @@ def measure(
     return found
 
 
-def fit_updates(minutes: float, parts: Sequence[Part], seconds: Sequence[float]) -> list[int]:
-    """Updates of each part that fill the minutes; a twentieth is left for validation.
-
-    >>> fit_updates(4.0, PLANS["direct"], [0.05, 0.1])
-    [3420, 570]
-    """
-    whole = 60 * minutes * 0.95
-    return [max(20, int(whole * part.share / each)) for part, each in zip(parts, seconds, strict=True)]
-
-
 def train(
-    store: Path,
+    ds: xr.Dataset,
     out: Path,
-    minutes: float,
-    name: str = "bundled",
-    device: str | None = None,
-    batch: int = BATCH,
-    seed: int = 0,
+    budget: Budget,
+    variant: str = "bundled",
+    *,
+    name: str | None = None,
     plan: str = "direct",
     size: str = "bundled",
+    device: str = "cpu",
+    seed: int = 0,
 ) -> Path:
-    """Train a variant for so many minutes; the file of the model, weights in 16 bits."""
-    began, parts = time.perf_counter(), PLANS[plan]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    ds = fitting(open_data(store), size)
+    """Train a variant; the file of the model, OUT/NAME.safetensors, weights in 16 bits."""
+    began, name, parts = time.perf_counter(), name or variant, PLANS[plan]
     precision = "bfloat16" if device.startswith("cuda") else "float32"
-    torch.set_float32_matmul_precision("high")
-    make = functools.partial(settings, periods_of(ds), variant=name, size=size, precision=precision, seed=seed)
-    speed = measure(ds, make, parts, batch, device)
-    counts = fit_updates(minutes, parts, speed)
-    each = ", ".join(f"{s * 1e3:.1f}" for s in speed)
-    print(f"{name}, {plan} plan: {each} ms per update, {counts} updates", flush=True)
-    print(f"{time.perf_counter() - began:.0f} s until training begins", flush=True)
-    began, model = time.perf_counter(), None
-    for part, count, folder in zip(parts, counts, folders(out, name, plan), strict=True):
+    make = functools.partial(settings, periods_of(ds), variant=variant, size=size, precision=precision, seed=seed)
+    counts = list(budget.updates)
+    if not counts:
+        assert budget.minutes is not None
+        speed = measure(ds, make, parts, budget.batch, device)
+        counts = fit_updates(budget.minutes, parts, speed)
+    print(f"{name}: {VARIANTS[variant].title}, {plan} plan, {counts} updates", flush=True)
+    print(f"{name}: training begins after {time.perf_counter() - began:.0f} s", flush=True)
+    for folder in folders(out, name, plan):
         shutil.rmtree(folder, ignore_errors=True)
-        config, loader = make(part, part.stage(batch, count)), on(device)
+    began, model, speed = time.perf_counter(), None, []
+    for part, count, folder in zip(parts, counts, folders(out, name, plan), strict=True):
+        config, loader = make(part, part.stage(budget.batch, count)), on(device)
         model = xmosaic.train(ds, config, out=folder, init=model, device=device, loader=loader, progress=True)
-        print(*validations(model.history), sep="\n", flush=True)
+        speed.append(float(model.history["seconds"].median()))
+        print(*(f"{name}, {line}" for line in validations(model.history)), sep="\n", flush=True)
     facts = {"minutes": (time.perf_counter() - began) / 60, "milliseconds_per_update": [1e3 * s for s in speed]}
-    facts |= {"updates": counts, "samples_per_update": [part.samples(batch) for part in parts]}
-    facts |= {} if plan == "direct" else {"plan": plan}
+    facts |= {"updates": counts, "samples_per_update": [part.samples(budget.batch) for part in parts], "plan": plan}
     facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
-    return export(out, name, plan, facts)
+    return export(out, name, plan, variant, facts)
 
 
-def fitting(ds: xr.Dataset, size: str) -> xr.Dataset:
-    """The data, if they have the grid of a size."""
-    wanted, found = (SIZES[size].longitudes, SIZES[size].latitudes), (ds.sizes["longitude"], ds.sizes["latitude"])
-    if found != wanted:
-        raise SystemExit(
-            f"The data have {found[0]} × {found[1]} points, the {size} size takes {wanted[0]} × {wanted[1]}"
-        )
-    return ds
+def train_all(ds: xr.Dataset, out: Path, budget: Budget, variants: Sequence[str], **options: Any) -> list[str]:
+    """Train variants one after another; the names of those that failed."""
+    failed = []
+    for variant in variants:
+        began = time.perf_counter()
+        try:
+            train(ds, out, budget, variant, **options)
+        except Exception:  # the others are worth their time whatever went wrong here
+            traceback.print_exc()
+            failed.append(variant)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        state = "FAILED" if variant in failed else "done"
+        print(f"=== {variant}: {state}, {time.perf_counter() - began:.0f} s", flush=True)
+    return failed
 
 
 def folders(out: Path, name: str, plan: str) -> list[Path]:
@@ -355,17 +180,19 @@ def latest(out: Path, name: str, plan: str) -> Path:
     return max(made, key=lambda path: path.stat().st_mtime)
 
 
-def export(out: Path, name: str, plan: str = "direct", facts: dict[str, Any] | None = None) -> Path:
+def export(
+    out: Path, name: str, plan: str = "direct", variant: str | None = None, facts: dict[str, Any] | None = None
+) -> Path:
     """The best model of the last part that has one, as a small file: weights in 16 bits, with its card."""
     model = read_model(latest(out, name, plan))
     about = {
         **model.provenance,
         "name": name,
-        "title": f"{VARIANTS[name].title}: Held–Suarez benchmark atmosphere, steps of 24 h",
+        "title": f"{VARIANTS[variant or name].title}: Held–Suarez benchmark atmosphere, steps of 24 h",
         "license": "BSD-3-Clause",
         "data": "simulated: Held and Suarez (1994) with dinosaur, examples/held_suarez; not the Earth's weather",
         "symmetries": "trained on samples turned by random longitudes, mirrored at the equator, and on random dates",
-        "run": facts or {"stopped": "before its last update; the best until then"},
+        "run": facts or {"stopped": "before its last update; the best until then", "plan": plan},
     }
     half = model.network.half()
     made = Model(half, model.schema, model.grid, model.mean, model.std, model.static, about)
@@ -374,24 +201,59 @@ def export(out: Path, name: str, plan: str = "direct", facts: dict[str, Any] | N
     return target
 
 
-def main() -> None:
+def export_stopped(out: Path, plan: str, variants: Sequence[str], name: str | None) -> list[str]:
+    """Best weights of runs that were stopped before they were exported; the names of those that left none."""
+    without = []
+    for variant in variants:
+        label = name or variant
+        try:
+            made, target = latest(out, label, plan), out / f"{label}.safetensors"
+        except SystemExit as nothing:
+            print(nothing, flush=True)
+            without.append(label)
+            continue
+        if not target.exists() or target.stat().st_mtime < made.stat().st_mtime:
+            export(out, label, plan, variant)
+    return without
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=4.0)
-    parser.add_argument("--variant", choices=VARIANTS, default="bundled", help="what variants.py says of it")
-    parser.add_argument("--plan", choices=PLANS, default="direct", help="warm: squared error first, then members")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["bundled"], help="variants.py says what")
+    parser.add_argument("--name", help="of the file, for a single variant; by default the variant's")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=4.0, help="of each variant")
+    length.add_argument("--updates", type=int, nargs="+", default=(), help="of each part of the plan, of each variant")
+    parser.add_argument("--plan", choices=PLANS, default="direct", help="plans.py says what")
     parser.add_argument("--size", choices=SIZES, default="bundled", help="of the network and of the data's grid")
-    parser.add_argument("--export", action="store_true", help="only write the best weights of a run that was stopped")
+    parser.add_argument("--export", action="store_true", help="only write the best weights of runs that were stopped")
     parser.add_argument("--device")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples per update")
     parser.add_argument("--seed", type=int, default=0)
-    o = parser.parse_args()
+    found = parser.parse_args(words)
+    if found.name and len(found.variants) > 1:
+        parser.error("--name is for a single variant")
+    return found
+
+
+def main() -> None:
+    o = arguments()
+    budget = Budget(o.minutes, tuple(o.updates), o.batch)
+    budget.check(o.plan)
     o.out.mkdir(parents=True, exist_ok=True)
     if o.export:
-        export(o.out, o.variant, o.plan)
+        bad = export_stopped(o.out, o.plan, o.variants, o.name)
     else:
-        train(o.store, o.out, o.minutes, o.variant, o.device, o.batch, o.seed, o.plan, o.size)
+        device = o.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_float32_matmul_precision("high")
+        ds = fitting(open_data(o.store), o.size)
+        print(f"data of {ds.sizes['time']} times after {time.perf_counter() - BEGAN:.0f} s", flush=True)
+        given = {"name": o.name, "plan": o.plan, "size": o.size, "device": device, "seed": o.seed}
+        bad = train_all(ds, o.out, budget, o.variants, **given)
+    if bad:
+        sys.exit(f"without a model: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

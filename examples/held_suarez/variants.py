@@ -28,13 +28,16 @@ def small() -> MosaicConfig:
 
 
 def large() -> MosaicConfig:
-    """18 million parameters; 12 288 cells for the 8320 points of 128 × 65."""
+    """10 million parameters; 12 288 cells for the 4704 points of 96 × 49, so an update takes several times as long.
+
+    Most of that time is spent on the finest mesh, whose features are as wide as the bundled network's.
+    """
     return MosaicConfig(
         stages=(
-            StageConfig(32, 128, 4, 1, local_size=128, block_size=32, block_count=16, encoder_depth=2, decoder_depth=2),
-            StageConfig(16, 256, 8, 2, local_size=128, block_size=32, block_count=8, encoder_depth=2, decoder_depth=2),
+            StageConfig(32, 96, 3, 1, local_size=128, block_size=32, block_count=12, encoder_depth=2, decoder_depth=2),
+            StageConfig(16, 192, 6, 2, local_size=128, block_size=32, block_count=8, encoder_depth=2, decoder_depth=2),
         ),
-        bottleneck=StageConfig(8, 448, 14, 2, 192, 16, 8, encoder_depth=4, decoder_depth=0),
+        bottleneck=StageConfig(8, 384, 12, 3, 192, 16, 6, encoder_depth=3, decoder_depth=0),
         num_variables=1,
         num_neighbors=12,
         noise_dim=32,
@@ -53,15 +56,26 @@ class Size:
         Points of the grid, poles among them.
     bands : tuple of int
         Degrees up to which scales are scored apart.
+    fine : tuple of int
+        The same for the plans that cut the small scales further, up to the last degree that the rows resolve.
     """
 
     network: Callable[[], MosaicConfig]
     longitudes: int
     latitudes: int
     bands: tuple[int, ...]
+    fine: tuple[int, ...]
+
+    @property
+    def grid(self) -> str:
+        """As `simulate.py` names it."""
+        return f"{self.longitudes}x{self.latitudes}"
 
 
-SIZES = {"bundled": Size(small, 64, 33, (8, 16, 24)), "evidence": Size(large, 128, 65, (16, 32, 48))}
+SIZES = {
+    "bundled": Size(small, 64, 33, (8, 16, 24), (8, 16, 24, 28, 31)),
+    "evidence": Size(large, 96, 49, (12, 24, 36), (12, 24, 36, 42, 47)),
+}
 
 
 def network(size: str = "bundled") -> MosaicConfig:
