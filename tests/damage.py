@@ -193,7 +193,7 @@ def other_things() -> Iterator[tuple[str, Damage]]:
 def stores() -> dict[str, Damage]:
     """What to do to the folder of a whole forecast, by name."""
     found: dict[str, Damage] = {}
-    for family in (files_lost, metadata_damaged, leftovers, foreign):
+    for family in (files_lost, bits_turned, metadata_damaged, leftovers, foreign):
         for name, damage in family():
             key = f"{family.__name__}: {name}"
             assert key not in found, key
@@ -224,6 +224,23 @@ def files_lost() -> Iterator[tuple[str, Damage]]:
     for name in (*DATA, *COORDS, *RECORD, "xmosaic_record"):
         yield f"{name} gone", lambda p, n=name: shutil.rmtree(p / n)
     yield "all pieces gone", lambda p: [f.unlink() for n in DATA for f in pieces(p, n)]
+
+
+def bits_turned() -> Iterator[tuple[str, Damage]]:
+    def turned(name: str, part: float, bit: int) -> Damage:
+        def damage(path: Path) -> None:
+            file = pieces(path, name)[-1]
+            held = file.read_bytes()
+            file.write_bytes(flipped(held, int(part * (len(held) - 1)), bit))
+
+        return damage
+
+    for name in DATA:
+        for i in range(25):
+            yield f"a bit of a piece of {name} at {i}/24", turned(name, i / 24, i % 8)
+    for name in (*COORDS, *RECORD):
+        for i in range(3):
+            yield f"a bit of {name} at {i}/2", turned(name, i / 2, 3 * i % 8)
 
 
 def metadata_damaged() -> Iterator[tuple[str, Damage]]:

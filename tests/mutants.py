@@ -177,6 +177,8 @@ CONVERSIONS = {
     Z: {"km2 s-2": (1e6, 0), "J kg-1": (1, 0), "J g-1": (1e3, 0), "cm2 s-2": (1e-4, 0)},
     U: {"knots": (1852 / 3600, 0), "km h-1": (1 / 3.6, 0), "cm/s": (0.01, 0), "mph": (0.44704, 0)},
 }
+# one of each, as a unit, a factor and an offset
+PACKED_UNITS = {name: next((u, *change) for u, change in known.items()) for name, known in CONVERSIONS.items()}
 SPELLINGS = {
     T: ("kelvin", "K ", "degK", "Kelvin"),
     P: ("Pascal", "pa", "N m-2", "kg m-1 s-2"),

@@ -86,7 +86,10 @@ def test_compliance_checker_has_nothing_against_a_forecast(written):
 
 
 def test_compliance_checker_minds_only_what_a_start_is_called(written, tmp_path):
-    """It goes by the name "time", which CF doesn't; WeatherBench2's layout has it, and another dialect hasn't."""
+    """It goes by the dimension's name "time" alone, which CF doesn't; WeatherBench2's layout has it.
+
+    Neither units, axis nor other coordinates matter to that rule (docs/large.md); another dialect's name does.
+    """
     expected = "Coordinate variable 'time' should have standard_name='time', found: 'forecast_reference_time'"
     assert findings(written["several"]) == {expected}
     with xr.open_dataset(written["several"], decode_timedelta=True) as fc:

@@ -911,10 +911,46 @@ def _field(ds: xr.Dataset, found: Recognition, sources: Sequence[Source], keep_l
     source = sources[0]
     if len({s.variable for s in sources}) > 1:
         return xr.concat([_field(ds, found, [s], keep_level) for s in sources], "level", join="override")
-    da = xr.DataArray(ds.variables[source.variable]).isel(dict.fromkeys(source.squeezed, 0))
+    da = _bare(ds.variables, found, sources, keep_level)
+    da.attrs = cf_attributes(source.channel)
+    grid = str(ds[source.variable].attrs.get("grid_mapping"))
+    if grid in ds.coords or grid in ds.data_vars:
+        da.attrs["grid_mapping"] = grid
+    return da.assign_coords(_coordinates(ds, found, source, da))
+
+
+def bare_field(variables: Mapping[Any, xr.Variable], found: Recognition, channels: Sequence[Channel]) -> xr.DataArray:
+    """One variable at the levels of some channels, in our units and order, without coordinates.
+
+    Parameters
+    ----------
+    variables : mapping of name to Variable
+        Those that the channels are taken from; they may be a part in time of what was recognised.
+    found : Recognition
+        With the times of that part.
+    channels : sequence of Channel
+        All of one variable.
+
+    Returns
+    -------
+    DataArray, dims (time, level, latitude, longitude)
+        As `standardise` has it, the costs of labels apart; without level for a variable that has none.
+    """
+    sources = sorted((found.sources[c.name] for c in channels), key=lambda s: s.channel.level or 0)
+    if len({s.variable for s in sources}) > 1:
+        return xr.concat([_bare(variables, found, [s], True) for s in sources], "level")
+    return _bare(variables, found, sources, True)
+
+
+def _bare(
+    variables: Mapping[Any, xr.Variable], found: Recognition, sources: Sequence[Source], keep_level: bool
+) -> xr.DataArray:
+    """As `_field`, of one variable, without coordinates and attributes."""
+    source = sources[0]
+    da = xr.DataArray(variables[source.variable]).isel(dict.fromkeys(source.squeezed, 0))
     if "level" in source.dims:
         places = [s.level_index for s in sources if s.level_index is not None]
-        da = da.isel({source.dims["level"]: _run(places) if keep_level else places[0]})
+        da = da.isel({source.dims["level"]: run_of(places) if keep_level else places[0]})
     da = without_fill_values(da)
     theirs = {dim: ours for ours, dim in source.dims.items() if dim in da.dims}
     da = da.rename({dim: ours for dim, ours in theirs.items() if dim != ours})
@@ -923,11 +959,7 @@ def _field(ds: xr.Dataset, found: Recognition, sources: Sequence[Source], keep_l
     da = _in_time(da, found, source.channel.role)
     if (source.factor, source.offset) != (1.0, 0.0):
         da = da * source.factor + source.offset
-    da.attrs = cf_attributes(source.channel)
-    grid = str(ds[source.variable].attrs.get("grid_mapping"))
-    if grid in ds.coords or grid in ds.data_vars:
-        da.attrs["grid_mapping"] = grid
-    return da.transpose(*[dim for dim in _KEPT if dim in da.dims]).assign_coords(_coordinates(ds, found, source, da))
+    return da.transpose(*[dim for dim in _KEPT if dim in da.dims])
 
 
 def without_fill_values(da: xr.DataArray) -> xr.DataArray:
@@ -946,7 +978,7 @@ def _fill_values(variable: xr.Variable) -> list[Any]:
     return list(dict.fromkeys(v.item() for v in known))
 
 
-def _run(places: list[int]) -> list[int] | slice:
+def run_of(places: list[int]) -> list[int] | slice:
     """Indices as a slice where they follow each other: a view, and one read from disk."""
     follow = places == list(range(places[0], places[0] + len(places)))
     return slice(places[0], places[0] + len(places)) if follow else places
@@ -1043,6 +1075,19 @@ def standardise(
     DatasetError
         With all problems of the dataset.
     """
+    fields = standard_fields(ds, schema, recognition, roles).values()
+    merged = xr.merge(fields, join="outer", compat="override", combine_attrs="override")
+    merged.attrs = dict(ds.attrs)
+    return merged
+
+
+def standard_fields(
+    ds: xr.Dataset,
+    schema: Schema,
+    recognition: Recognition | None = None,
+    roles: Sequence[Role] = ("state", "forcing"),
+) -> dict[str, xr.DataArray]:
+    """The variables of `standardise`, each at the levels that the schema asks for and no others."""
     found = _checked(ds, schema, recognition)
     arrays = {}
     for role, variable, channels in schema.groups():
@@ -1054,10 +1099,7 @@ def standardise(
                 levels = np.array([s.channel.level for s in sources])
                 coord = ("level", levels, COORDINATE_ATTRS["level"])
                 arrays[variable] = arrays[variable].assign_coords(level=coord)
-    named = [da.rename(name) for name, da in arrays.items()]
-    merged = xr.merge(named, join="outer", compat="override", combine_attrs="override")
-    merged.attrs = dict(ds.attrs)
-    return merged
+    return {name: da.rename(name) for name, da in arrays.items()}
 
 
 # -------- forecasts in other dialects --------

@@ -14,7 +14,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .diagnostics.conservation import mass_drift
-from .diagnostics.layout import LEAD, Aligned, align, space_dims, warn
+from .diagnostics.layout import LEAD, Aligned, align, space_dims, times_of, warn
 from .diagnostics.scores import SCORES
 from .diagnostics.spectra import spectra as power_spectra
 from .diagnostics.statistics import (
@@ -136,6 +136,7 @@ def _named(forecasts: Any) -> dict[str, xr.Dataset | xr.DataArray]:
         return {"forecast": forecasts}
     if (
         isinstance(forecasts, Mapping)
+        and not isinstance(forecasts, xr.DataTree)
         and forecasts
         and all(isinstance(f, xr.Dataset | xr.DataArray) for f in forecasts.values())
     ):
@@ -155,7 +156,14 @@ def _with_dims(one: Aligned) -> Aligned:
             truth = truth.expand_dims({dim: [forecast[dim].values]})
             found = found.drop_vars(dim, errors="ignore").expand_dims({dim: [forecast[dim].values]})
             forecast = forecast.expand_dims(dim)
-    return replace(one, forecast=forecast, truth=truth, found=found.transpose("time", LEAD))
+    times = times_of(forecast.coords["time"])
+    if times.has_duplicates:
+        got = listed(times[times.duplicated()].unique()[:3])
+        raise DatasetError(
+            explain("A forecast has a start twice", got=got, do="Keep the first: drop_duplicates('time')")
+        )
+    found = found.assign_coords(time=times).transpose("time", LEAD)
+    return replace(one, forecast=forecast.assign_coords(time=times), truth=truth.assign_coords(time=times), found=found)
 
 
 def _common_starts(aligned: dict[str, Aligned]) -> dict[str, Aligned]:

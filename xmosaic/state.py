@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,10 +21,12 @@ from .dialects import (
     COORDINATE_ATTRS,
     Problem,
     Recognition,
+    bare_field,
     count_problems,
     raise_problems,
     recognise,
-    standardise,
+    run_of,
+    standard_fields,
 )
 from .errors import ArgumentError, DatasetError, MosaicError, explain
 from .grid import LatLonGrid, normalise_latlon, wrap_longitude
@@ -150,8 +153,8 @@ class State:
         first: dict[str, Problem] = {}
         for time in sorted({t for start in part.starts for t in part.history_times(start) if t in part.times}):
             try:
-                fields = part._read([time], part.schema.channels)[time]
-                found = part._value_problems(fields, time)
+                fields = part._read([time], part.schema.channels)[0]
+                found = part._value_problems(_by_name(fields, part.schema.channels), time)
             except DatasetError as error:
                 found = [Problem("values", str(error))]
             for problem in found:
@@ -247,24 +250,43 @@ class State:
         DatasetError
             If a field holds NaN or infinite values or has plainly the wrong unit.
         """
-        times = self.history_times(start)
-        known = {t: self._recent[t] for t in times if t in self._recent}
-        if missing := [t for t in times if t not in known]:
-            fields = self._read(missing, self.schema.channels)
-            known |= {t: self._scaled(fields[t], t, self.schema.channels) for t in missing}
-        self._recent = known  # the next start has most of these times again
-        return np.stack([known[t] for t in times])
+        times, channels = self.history_times(start), self.schema.channels
+        history = np.empty((len(times), *self.model.grid.shape[::-1], len(channels)), np.float32)
+        missing = [k for k, t in enumerate(times) if t not in self._recent]
+        for k in {*range(len(times))} - {*missing}:
+            history[k] = self._recent[times[k]]
+        fields = self._read([times[k] for k in missing], channels)
+        for k, held in zip(missing, fields, strict=True):
+            self._scale(held, times[k], channels, history[k])
+        self._recent = dict(zip(times, history, strict=True))  # the next start has most of these times again
+        return history
 
     def normalised(self, time: pd.Timestamp, channels: Sequence[Channel] | None = None) -> np.ndarray:
         """Normalised channels of one time, (longitude, latitude, channel); all but the static ones by default."""
         wanted = self.schema.channels if channels is None else channels
-        return self._scaled(self._read([time], wanted)[time], time, wanted)
+        scaled = np.empty((*self.model.grid.shape[::-1], len(wanted)), np.float32)
+        self._scale(self._read([time], wanted)[0], time, wanted, scaled)
+        return scaled
 
-    def _scaled(self, fields: dict[str, np.ndarray], time: pd.Timestamp, wanted: Sequence[Channel]) -> np.ndarray:
-        if problems := self._value_problems(fields, time):
+    def _scale(
+        self, fields: Sequence[np.ndarray], time: pd.Timestamp, wanted: Sequence[Channel], out: np.ndarray
+    ) -> None:
+        """Look at fields, (latitude, longitude), and put them normalised into one (longitude, latitude, channel)."""
+        scaled = np.empty((len(wanted), *self.model.grid.shape), np.float32)
+        problems: list[Problem] = []
+        # field by field: each stays in the processor's cache from the first look to the last
+        for k, (channel, given) in enumerate(zip(wanted, fields, strict=True)):
+            mean, std = self._statistics[channel.name]
+            field = given.astype(np.float64)
+            if not _plausible(field, mean, std):
+                problems += self._value_problems({channel.name: field.T}, time)
+            if not problems:
+                field -= mean
+                field /= std
+                scaled[k] = field
+        if problems:
             Report(self.model.name, self.starts, self.recognition, tuple(problems), ()).raise_for_problems()
-        scaled = [(fields[c.name] - mean) / std for c in wanted for mean, std in [self._statistics[c.name]]]
-        return np.stack(scaled, axis=-1).astype(np.float32)
+        out[...] = scaled.transpose(2, 1, 0)
 
     def forcing(self, time: pd.Timestamp) -> np.ndarray | None:
         """Normalised forcing of a time, (longitude, latitude, forcing); None for a model without."""
@@ -287,28 +309,19 @@ class State:
         pairs = zip(self.model.mean.tolist(), self.model.std.tolist(), strict=True)
         return dict(zip(names, pairs, strict=True))
 
-    def _read(
-        self, times: Sequence[pd.Timestamp], channels: Sequence[Channel]
-    ) -> dict[pd.Timestamp, dict[str, np.ndarray]]:
-        """Physical fields of some times on the model's grid, (longitude, latitude) float64 by channel.
+    def _read(self, times: Sequence[pd.Timestamp], channels: Sequence[Channel]) -> list[list[np.ndarray]]:
+        """Physical fields of some times on the model's grid, (latitude, longitude) by time and channel.
 
-        Each variable of each time in a thread of its own: a store far away is waited for once, not once for each.
+        What isn't in memory is read by a thread for each variable of each time: a store far away is waited for once,
+        not once for each.
         """
-        names = list(dict.fromkeys(c.variable for c in channels))
-        jobs = [(time, tuple(c for c in channels if c.variable == name)) for time in times for name in names]
+        groups = {name: tuple(c for c in channels if c.variable == name) for name in (c.variable for c in channels)}
         try:
-            # dask's own threads are as many as processors, which a store far away leaves idle
-            with (
-                ThreadPoolExecutor(min(len(jobs), _READERS)) as pool,
-                ThreadPoolExecutor(_READERS) as chunks,
-                dask.config.set(pool=chunks),
-            ):
-                parts = list(pool.map(lambda job: self._part(*job), jobs))
-            found = {}
-            for k, time in enumerate(times):
-                ds = self._on_grid(xr.merge(parts[k * len(names) : (k + 1) * len(names)], join="outer", **_AS_IT_IS))
-                found[time] = {c.name: self._channel(ds, c) for c in channels}
-            return found
+            fields = self._parts(times, groups)
+            if self.regridded:
+                return [self._regridded([v[k] for v in fields.values()], channels) for k in range(len(times))]
+            arrays = {name: [self._in_order(part) for part in parts] for name, parts in fields.items()}
+            return [[arrays[c.variable][k][_place(c, groups[c.variable])] for c in channels] for k in range(len(times))]
         except (MosaicError, MemoryError):
             raise
         except Exception as error:  # files, clouds and dask fail each in their own way
@@ -321,32 +334,73 @@ class State:
                 )
             ) from error
 
-    def _part(self, time: pd.Timestamp, channels: tuple[Channel, ...]) -> xr.Dataset:
-        """One variable of one time in our names and units, in memory.
+    def _parts(
+        self, times: Sequence[pd.Timestamp], groups: dict[str, tuple[Channel, ...]]
+    ) -> dict[str, list[xr.DataArray]]:
+        """Variables in our names and units, in memory, each by time."""
+        if not times:
+            return {name: [] for name in groups}
+        if self._in_memory:
+            whole = {name: self._part(times, channels) for name, channels in groups.items()}
+            return {name: [part.isel(time=k) for k in range(len(times))] for name, part in whole.items()}
+        jobs = [([time], channels) for channels in groups.values() for time in times]
+        # dask's own threads are as many as processors, which a store far away leaves idle
+        with (
+            ThreadPoolExecutor(min(len(jobs), _READERS)) as pool,
+            ThreadPoolExecutor(_READERS) as chunks,
+            dask.config.set(pool=chunks),
+        ):
+            read = pool.map(lambda job: self._part(*job).isel(time=0).load(), jobs)
+            return {name: [next(read) for _ in times] for name in groups}
 
-        The time is chosen before anything is computed: without dask, arithmetic reads all that it is given.
+    @property
+    def _in_memory(self) -> bool:
+        """Whether nothing has to be read or computed; where xarray doesn't say, that is found out by reading."""
+        variables = (self.ds.variables[s.variable] for s in self.recognition.sources.values())
+        return all(getattr(v, "_in_memory", False) for v in variables)
+
+    def _part(self, times: Sequence[pd.Timestamp], channels: tuple[Channel, ...]) -> xr.DataArray:
+        """One variable of some times in our names and units; with labels if they are needed for regridding.
+
+        The times are chosen before anything is computed: without dask, arithmetic reads all that it is given.
         """
         found = self.recognition
-        place = int(found.times.get_indexer(pd.DatetimeIndex([time]))[0])
+        places = run_of(found.times.get_indexer(pd.DatetimeIndex(list(times))).tolist())
         sources = [found.sources[c.name] for c in channels]
-        dims = {s.dims["time"] for s in sources if "time" in s.dims}
-        ds = self.ds.isel({dim: [place] for dim in dims})
-        ds = ds.drop_vars([n for n in ds.data_vars if n not in {s.variable for s in sources} and ds[n].ndim])
-        return standardise(ds, Schema(channels), replace(found, times=found.times[[place]])).isel(time=0).load()
+        names = dict.fromkeys(s.variable for s in sources)
+        chosen = dict.fromkeys((s.dims["time"] for s in sources if "time" in s.dims), places)
+        found = replace(found, times=found.times[places])
+        if self.regridded:
+            scalars = [n for n, v in self.ds.data_vars.items() if not v.ndim]  # a grid mapping may be one
+            ds = self.ds[list(dict.fromkeys([*names, *scalars]))].isel(chosen)
+            return standard_fields(ds, Schema(channels), found)[channels[0].variable]
+        return bare_field({n: self.ds.variables[n].isel(chosen, "ignore") for n in names}, found, channels)
 
-    def _on_grid(self, ds: xr.Dataset) -> xr.Dataset:
-        """Fields on the model's grid, in its order."""
-        if not self.regridded:
-            return normalise_latlon(ds)
+    def _regridded(self, parts: Sequence[xr.DataArray], channels: Sequence[Channel]) -> list[np.ndarray]:
+        """Fields of one time on the model's grid."""
+        ds = xr.merge(parts, join="outer", **_AS_IT_IS)
         # an infinite value counts as missing here, and what it reaches is reported by name
-        return to_latlon(ds.where(np.isfinite), self.model.grid, max_missing=0.0).load()
+        ds = to_latlon(ds.where(np.isfinite), self.model.grid, max_missing=0.0).load()
+        chosen = [ds[c.variable] if c.level is None else ds[c.variable].sel(level=c.level) for c in channels]
+        return [field.transpose("latitude", "longitude").values for field in chosen]
 
-    @staticmethod
-    def _channel(ds: xr.Dataset, channel: Channel) -> np.ndarray:
-        field = ds[channel.variable]
-        if channel.level is not None:
-            field = field.sel(level=channel.level)
-        return field.transpose("longitude", "latitude").values.astype(np.float64)
+    def _in_order(self, part: xr.DataArray) -> np.ndarray:
+        """Fields of a variable in the model's order, (level, latitude, longitude); without levels, one of them."""
+        values = part.transpose(..., "latitude", "longitude").values
+        values = values if values.ndim == 3 else values[None]
+        for axis, places in zip((1, 2), self._order, strict=True):
+            if values.shape[axis] != len(places) or (np.diff(places) != 1).any():
+                values = values.take(places, axis)
+        return values
+
+    @cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Place in the Dataset of each row and column of the model's grid."""
+        theirs = {"latitude": self.recognition.latitude, "longitude": self.recognition.longitude}
+        axes = xr.Dataset(coords={ours: (ours, self.ds[name].values) for ours, name in theirs.items()})
+        places = {f"{ours} place": (ours, np.arange(axes.sizes[ours])) for ours in theirs}
+        ordered = normalise_latlon(axes.assign(places))
+        return ordered["latitude place"].values, ordered["longitude place"].values
 
     def _value_problems(self, fields: dict[str, np.ndarray], time: pd.Timestamp) -> list[Problem]:
         problems = []
@@ -411,6 +465,25 @@ class State:
 
     def _units(self, name: str) -> str:
         return next(c.units for c in self.schema.channels if c.name == name)
+
+
+def _by_name(fields: Sequence[np.ndarray], channels: Sequence[Channel]) -> dict[str, np.ndarray]:
+    """Fields, (latitude, longitude), as (longitude, latitude) float64 by channel."""
+    return {c.name: field.T.astype(np.float64) for c, field in zip(channels, fields, strict=True)}
+
+
+def _place(channel: Channel, held: Sequence[Channel]) -> int:
+    """Where a channel stands among those of its variable in ascending order of level."""
+    return sorted(c.level or 0 for c in held).index(channel.level or 0)
+
+
+def _plausible(field: np.ndarray, mean: float, std: float) -> bool:
+    """Whether there can be no problem with a field; where this says no, `State._value_problems` looks closely."""
+    far = _ABSURD_POINT * std
+    with np.errstate(all="ignore"):
+        found, low, high = float(field.mean()), float(field.min()), float(field.max())
+    # one NaN or infinite value makes the mean one
+    return math.isfinite(found) and abs(found - mean) <= _FAR * std and high - mean <= far and mean - low <= far
 
 
 def parse_times(time: Any, available: pd.DatetimeIndex) -> tuple[bool, pd.DatetimeIndex]:

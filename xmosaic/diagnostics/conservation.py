@@ -111,6 +111,11 @@ def drift(quantity: Labelled, start: Labelled | None = None) -> Labelled:
     Dataset or DataArray, as the quantity
         Names end in ``_drift``; attribute `reference` says what was subtracted.
 
+    Raises
+    ------
+    DatasetError
+        Without `start`, for leads that aren't timedeltas or come twice, so that none is the first.
+
     Examples
     --------
     >>> leads = np.array([0, 12, 24], "timedelta64[h]").astype("timedelta64[ns]")
@@ -720,6 +725,10 @@ def _reference_text(ours: xr.Dataset, reference: xr.Dataset | None) -> str:
     if reference is not None:
         return "analysis at the start"
     require_dims(ours, (LEAD,), "The drift without start=")
+    leads = np.atleast_1d(ours[LEAD].values)
+    if leads.dtype.kind != "m" or len(np.unique(leads)) < len(leads):
+        got, expected = listed(leads[:5]), "each lead once, as timedelta64"
+        raise DatasetError(explain("The drift without start= needs to know the first lead", got=got, expected=expected))
     lead = _first_lead(ours)
     hours = lead / np.timedelta64(1, "h")
     return "lead 0 of the forecast" if not hours else f"first lead of the forecast, {hours:g} h; it has no lead 0"
@@ -750,6 +759,11 @@ def _weights(field: xr.Dataset | xr.DataArray) -> xr.DataArray:
         expected = "dimensions latitude and longitude, or cell"
         raise DatasetError(explain("The mean over the sphere has no points", got=listed(field.dims), expected=expected))
     weights = weights_for(field)
+    if weights is None and "cell" not in field.dims:
+        expected = "dimensions latitude and longitude, or cell"
+        raise DatasetError(
+            explain("The mean over the sphere has no latitudes", got=listed(field.dims), expected=expected)
+        )
     return weights if weights is not None else xr.DataArray(np.ones(field.sizes["cell"]), dims="cell")
 
 

@@ -54,7 +54,7 @@ def canonical_dims(obj: Labelled) -> tuple[Labelled, dict[str, Hashable]]:
     Raises
     ------
     DatasetError
-        Where two dimensions are of one kind, or lead times can't be told.
+        Where two dimensions are of one kind, one is empty, or lead times, levels or places can't be told.
     """
     if not isinstance(obj, xr.Dataset | xr.DataArray):
         raise ArgumentError(explain("This is no xarray object", got=type(obj).__name__, expected="a Dataset"))
@@ -77,7 +77,23 @@ def canonical_dims(obj: Labelled) -> tuple[Labelled, dict[str, Hashable]]:
     # what stands in the way of a new name, such as cfgrib's valid_time on dimension step called time
     taken = [new for new in back if new in obj.coords and new not in found.values()]
     obj = obj.drop_vars(taken).rename({old: new for new, old in back.items()})
-    return _levels_in_hpa(obj), back
+    obj = _levels_in_hpa(obj)
+    _check_labels(obj)
+    return obj, back
+
+
+def _check_labels(obj: xr.Dataset | xr.DataArray) -> None:
+    """Refuse what has nothing along a dimension, and numbers that stand for no place, level or lead."""
+    if empty := [dim for dim, size in obj.sizes.items() if not size]:
+        raise DatasetError(explain(f"There is nothing along {empty[0]!r}", got="a length of 0", expected="at least 1"))
+    for name in ("level", "latitude", "longitude", LEAD):
+        values = obj.coords[name].values if name in obj.coords else np.zeros(1)
+        kind, places = values.dtype.kind, name in ("latitude", "longitude")
+        if kind == "c" or (places and kind not in "iuf"):
+            raise DatasetError(explain(f"Coordinate {name!r} holds no numbers", got=f"dtype {values.dtype}"))
+        if np.any(pd.isnull(values)) or (kind == "f" and not np.isfinite(values).all()):
+            do = f"Leave those out: ds.sel({name}=…)"
+            raise DatasetError(explain(f"Coordinate {name!r} holds NaN, NaT or infinite values", do=do))
 
 
 def _axes(obj: xr.Dataset | xr.DataArray) -> list[Hashable]:
@@ -473,8 +489,8 @@ def _at_valid_times(ours: xr.Dataset, theirs: xr.Dataset, notes: list[str]) -> t
         return _by_start_and_lead(ours, theirs, dims, notes)
     if LEAD in theirs.coords:  # analyses in forecast clothes, all at one lead
         (lead,) = np.atleast_1d(_labels(theirs, LEAD))
-        theirs = theirs.drop_vars(LEAD).assign_coords(time=_times(theirs["time"]).values + lead)
-    times = _times(theirs["time"])
+        theirs = theirs.drop_vars(LEAD).assign_coords(time=times_of(theirs["time"]).values + lead)
+    times = times_of(theirs["time"])
     if not times.is_unique:
         raise DatasetError(explain("A time of the truth appears twice", got=str(times[times.duplicated()][0])))
     valid = np.add.outer(starts, leads if leads is not None else np.zeros(1, "timedelta64[ns]"))
@@ -484,7 +500,8 @@ def _at_valid_times(ours: xr.Dataset, theirs: xr.Dataset, notes: list[str]) -> t
     return _taken(ours, theirs, index, dims, found), found
 
 
-def _times(coord: xr.DataArray) -> pd.DatetimeIndex:
+def times_of(coord: xr.DataArray) -> pd.DatetimeIndex:
+    """Times of a coordinate in nanoseconds, those of a calendar that shares its dates with datetime64 too."""
     index = coord.to_index() if coord.ndim else coord.expand_dims("time").to_index()
     if isinstance(index, xr.CFTimeIndex) and index.calendar in ("standard", "gregorian", "proleptic_gregorian"):
         index = index.to_datetimeindex(time_unit="ns")
@@ -504,7 +521,7 @@ def _labels(obj: xr.Dataset, dim: str) -> Any:
     if dim not in obj.coords:
         return None
     if dim == "time":
-        return np.asarray(_times(obj.coords[dim]).values)
+        return np.asarray(times_of(obj.coords[dim]).values)
     return np.atleast_1d(obj.coords[dim].values).astype("timedelta64[ns]")
 
 

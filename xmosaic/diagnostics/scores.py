@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, DatasetError, explain
+from ..variables import listed
 from .ensemble import statistics_of
 from .layout import LEAD, Aligned, align, canonical_dims, in_one_chunk, same_places
 from .statistics import Options, Score, average, stacked
@@ -527,6 +528,9 @@ def pointwise(aligned: Aligned, names: Iterable[str], of: Of = "mean") -> xr.Dat
         forecast = forecast.rename(number="_member").drop_vars("_member", errors="ignore")
     fields = {}
     for name, values in forecast.data_vars.items():
+        if "_member" not in values.dims:
+            do = "Score variables with members and those without apart"
+            raise DatasetError(explain(f"{name!r} has no members, and others have", got=listed(values.dims), do=do))
         truth = aligned.truth[name]
         if missing := [d for d in values.dims if d not in (*truth.dims, "_member")]:
             truth = truth.expand_dims({d: values.sizes[d] for d in missing})

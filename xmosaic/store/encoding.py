@@ -16,15 +16,22 @@ SHARD_BYTES = 256 * 1024**2
 _MANTISSA = 23
 
 
-def compressor(keep_bits: int | None) -> Any:
-    """The compression that was chosen (tests/benchmarks/store_compression.py, docs/large.md).
+def compressor(keep_bits: int | None) -> tuple[Any, ...]:
+    """The compression that was chosen (tests/benchmarks/store_compression.py, docs/large.md), and a checksum.
 
     Blosc's zstd at its lowest level: higher ones take twice as long for a few per cent. Rounded numbers end in
     zeros, which lie together once bits, rather than bytes, are shuffled.
     """
     from zarr.codecs import BloscCodec
 
-    return BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle" if keep_bits else "shuffle", typesize=4)
+    return sealed(BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle" if keep_bits else "shuffle", typesize=4))
+
+
+def sealed(*codecs: Any) -> tuple[Any, ...]:
+    """Compression with a checksum of what it gives: four bytes a chunk, by which a bit that has turned is noticed."""
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return (*(codecs or [ZstdCodec(level=0, checksum=False)]), Crc32cCodec())  # zstd as zarr has it by default
 
 
 def shard_leads(variables: Mapping[str, xr.Variable], members: int, leads: int) -> int:

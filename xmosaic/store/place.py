@@ -147,6 +147,42 @@ def _folder(given: Store) -> Path | None:
     return None if "://" in path else Path(path).expanduser()
 
 
+class Piecewise:
+    """An array of a store, for dask to read chunk by chunk; what goes wrong is said with the store's and its name.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    place : str
+        The store, for messages.
+    """
+
+    def __init__(self, array: Any, place: str) -> None:
+        self._array, self._place = array, place
+        self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._array[key]
+        except MemoryError:
+            raise
+        except Exception as error:  # every kind of store and of damage has its own
+            reason = (str(error).splitlines() or [""])[0]
+            raise StoreError(
+                explain(
+                    f"A piece of {self._array.basename} in the store {self._place} can't be read",
+                    got=f"{type(error).__name__}: {reason}" + (f" (at {_places(key)})" if _places(key) else ""),
+                    expected="what was written there",
+                    do="Bring the file back from a copy, or delete the store and make the forecast again",
+                )
+            ) from error
+
+
+def _places(key: Any) -> str:
+    """The first index along each dimension of what was asked for."""
+    return ", ".join(str(k.start or 0) if isinstance(k, slice) else str(k) for k in key) if type(key) is tuple else ""
+
+
 def unwritable(place: str, error: BaseException, kept: str = "") -> StoreError:
     """The error for what went wrong while writing."""
     reason = (str(error).splitlines() or [""])[0]

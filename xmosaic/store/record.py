@@ -22,7 +22,8 @@ import xarray as xr
 
 from ..cards import duration
 from ..errors import StoreError, explain
-from .place import Store, label, readable
+from .encoding import sealed
+from .place import Piecewise, Store, label, readable
 
 RECORD = "xmosaic_record"
 FORMAT = 2
@@ -87,9 +88,10 @@ def create_arrays(group: Any, lengths: tuple[int, int, int], commit: tuple[int, 
     held = group[RECORD]
     # one that is there was made by a call that came no further; the lock beside it must stay
     if "written" not in held:
-        held.create_array("written", shape=lengths, chunks=commit, dtype=bool, fill_value=False)
+        held.create_array("written", shape=lengths, chunks=commit, dtype=bool, fill_value=False, compressors=sealed())
     if "inputs" not in held:
-        held.create_array("inputs", shape=(lengths[0], 32), chunks=(1, 32), dtype="uint8", fill_value=0)
+        shape = (lengths[0], 32)
+        held.create_array("inputs", shape=shape, chunks=(1, 32), dtype="uint8", fill_value=0, compressors=sealed())
 
 
 def held_settings(group: Any) -> dict[str, Any] | None:
@@ -255,7 +257,15 @@ def _nothing_yet(settings: Mapping[str, Any]) -> xr.DataArray:
 
 def opened(source: Store) -> xr.Dataset:
     """A store as a Dataset; its axes get no fill value where it is written to netCDF, as CF has it."""
+    import dask.array
+    import zarr
+
     ds = xr.open_zarr(source, consolidated=False)
+    group: Any = zarr.open_group(source, mode="r", use_consolidated=False)
+    for name, v in ds.data_vars.items():
+        if v.dtype == group[name].dtype and v.chunks is not None:  # nothing that xarray would have to decode
+            pieces, blank = Piecewise(group[name], label(source)), np.empty((0,) * v.ndim, v.dtype)
+            v.variable.data = dask.array.from_array(pieces, v.chunks, name=f"pieces-{v.data.name}", meta=blank)
     for name in {*ds.dims} & {*ds.coords}:
         ds.variables[name].encoding["_FillValue"] = None
     for name in {*ds.coords} - {*ds.indexes}:  # small, and needed to choose what to read

@@ -15,7 +15,7 @@ import xarray as xr
 
 from ..errors import MosaicError, StoreError, explain
 from . import record
-from .encoding import layouts, round_bits, shard_leads
+from .encoding import layouts, round_bits, sealed, shard_leads
 from .lock import Lock
 from .place import Place, Store, unwritable
 from .writer import Writer
@@ -147,12 +147,13 @@ class ZarrSink:
         for name in list(self._group.array_keys()):  # of a call that was killed before anything was written
             del self._group[name]
         encoding = layouts(request.variables, self._members, self._leads, request.keep_bits)
+        labels = {str(name): {"compressors": sealed()} for name in request.template.coords}
         data = {}
         for name, v in request.variables.items():
             blank = dask.array.full(v.shape, np.nan, chunks=encoding[name]["shards"], dtype=np.float32)
             data[name] = (v.dims, blank, v.attrs)
         request.template.assign(data).to_zarr(
-            self._place.store, mode="a", compute=False, zarr_format=3, consolidated=False, encoding=encoding
+            self._place.store, mode="a", compute=False, zarr_format=3, consolidated=False, encoding=encoding | labels
         )
         self._group = self._place.group()  # what xarray wrote included
         record.create_arrays(self._group, request.lengths, (1, self._members, self._leads))

@@ -152,9 +152,16 @@ def _valid_times(runs: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
     if times.dtype.kind != "M":
         raise DatasetError(explain("Times can't be used", got=f"dtype {times.dtype}", expected="datetime64"))
     times = times.astype("datetime64[ns]")
+    if LEAD in runs.dims and LEAD not in runs.coords:
+        do = f"Assign them: ds.assign_coords({LEAD}=pd.to_timedelta(…))"
+        raise DatasetError(explain("The forecast's lead times have no values", got="a dimension alone", do=do))
     if LEAD not in runs.coords:
         return _ascending(times)[None], times[:1]
-    leads = np.atleast_1d(runs[LEAD].values).astype("timedelta64[ns]")
+    leads = np.atleast_1d(runs[LEAD].values)
+    if leads.dtype.kind != "m":
+        got = f"dtype {leads.dtype}"
+        raise DatasetError(explain("Lead times can't be used", got=got, expected="timedelta64, or numbers with units"))
+    leads = leads.astype("timedelta64[ns]")
     return np.add.outer(times, _ascending(leads)), times
 
 

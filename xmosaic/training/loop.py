@@ -37,7 +37,7 @@ from .ranks import Parallel, Ranks
 from .samples import TrainingData
 from .saving import States
 from .schedule import EarlyStopping, Ema, learning_rate
-from .setup import channels_of, network_of, same_config
+from .setup import channels_of, datasets_of, network_of, same_config
 from .shards import copied, whole
 from .step import TRAINING, RolloutLoss, check_finite, noise_of
 from .validate import validate
@@ -189,7 +189,7 @@ class _Run:
         self.folder = None if out is None else RunFolder(out)
         if (resume or tensorboard) and self.folder is None:
             raise ArgumentError(explain("resume=True and tensorboard=True need a folder", do="Pass out="))
-        self.datasets = [ds] if isinstance(ds, xr.Dataset) else list(ds)
+        self.datasets = datasets_of(ds)
         start = None if init is None else init_model(init)
         self.schema = channels_of(self.datasets[0], config, start)
         self.network_config = network_of(config, self.schema, start)

@@ -277,5 +277,9 @@ class Piece:
             what = f"{self.field.name!r} can't be read on {listed(self.times, 3)}"
             got = f"{type(error).__name__}: {error}"
             raise DatasetError(explain(what, got=got, do="Fetch the data again, or leave these times out")) from error
+        expected = (len(self.positions), len(self.field.channels), *self.grid.shape)
+        if values.shape != expected:
+            what = f"{self.field.name!r} is of another shape than it says on {listed(self.times, 3)}"
+            raise DatasetError(explain(what, got=str(values.shape), expected=str(expected)))
         check_finite(values, self.field.channels, self.times, self.grid)
         return values

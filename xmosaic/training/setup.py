@@ -12,8 +12,19 @@ from ..checkpoint import Model
 from ..dialects import known_variables, standardise
 from ..errors import ArgumentError, CheckpointError, explain
 from ..model import MosaicConfig
-from ..variables import Schema
+from ..variables import Schema, listed
 from .config import TrainConfig
+
+
+def datasets_of(ds: Any) -> list[xr.Dataset]:
+    """One or several Datasets as a list, or `ArgumentError`."""
+    several = [ds] if isinstance(ds, xr.Dataset) else list(ds) if isinstance(ds, list | tuple) else []
+    if not several or not all(isinstance(one, xr.Dataset) for one in several):
+        got = f"{type(ds).__name__}" + (f" of {listed({type(one).__name__ for one in several})}" if several else "")
+        raise ArgumentError(
+            explain("There is no Dataset to train on", got=got, expected="a Dataset, or a list of them")
+        )
+    return several
 
 
 def channels_of(ds: xr.Dataset, config: TrainConfig, start: Model | None) -> Schema:
