@@ -46,7 +46,7 @@ BEGIN, END = "<!-- made by examples/held_suarez/report.py -->", "<!-- end of wha
 TRAINED = {
     "direct": "fair CRPS of two members, one step, then three",
     "warm": "squared error without noise, then fair CRPS of two members, then rollouts of three with four members",
-    "careful": "fair CRPS of two members, then of four at a low rate in 32 bits, then rollouts of three; finer bands",
+    "careful": "fair CRPS of two members, then of four at a low rate, then rollouts of three with four; finer bands",
     "fine": "fair CRPS of two members, one step, then three; finer bands",
     "heavy": "fair CRPS of two members, one step, then three; finer bands of weight 1",
     "low": "fair CRPS of two members, then of four at a low rate, then rollouts of three; finer bands",

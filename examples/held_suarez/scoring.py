@@ -57,7 +57,9 @@ def fetch(scratch: Path, name: str, variable: str) -> xr.Dataset:
 
 
 def write(ds: xr.Dataset, path: Path) -> None:
-    encoding = {name: {"zlib": True, "complevel": 4} for name in ds.data_vars if ds[name].dtype.kind == "f"}
+    # seven digits are more than sixty starts can tell
+    packed = {"zlib": True, "complevel": 6, "shuffle": True, "dtype": "float32"}
+    encoding = {name: packed for name in ds.data_vars if ds[name].dtype.kind == "f"}
     ds.to_netcdf(path, engine=ENGINE, encoding=encoding)
     print(path, f"{path.stat().st_size / 1e6:.1f} MB", flush=True)
 
