@@ -1,6 +1,6 @@
 """Time of attention against points, drawn from what ``kernels.py scaling:scaling.csv`` wrote.
 
-``python tests/benchmarks/scaling_picture.py scaling.csv docs/images/scaling.png``
+``python tests/benchmarks/scaling_picture.py scaling.csv docs/_static/scaling.png``
 """
 
 from __future__ import annotations
