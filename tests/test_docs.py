@@ -121,7 +121,8 @@ def test_ci_takes_the_test_command_from_the_readme():
 def test_command_lines_in_the_documentation_parse(page):
     """Every `xmosaic …` line of a bash block."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    lines = [line.split("&&")[-1] for block in blocks for line in block.splitlines()]
+    joined = [block.replace("\\\n", " ") for block in blocks]
+    lines = [line.split("&&")[-1] for block in joined for line in block.splitlines()]
     for words in (shlex.split(line, comments=True) for line in lines):
         if words and words[0].endswith("xmosaic"):
             _parser().parse_args(words[1:])

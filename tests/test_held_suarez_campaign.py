@@ -254,7 +254,9 @@ def test_ways_to_train_are_told_with_spread_and_power(more):
     first = spectra.sel(forecast="bundled", prediction_timedelta=np.timedelta64(1, "D"))
     names = [n for n in first.data_vars if n.endswith("_zonal_ratio")]
     power = np.concatenate([np.ravel(first[n].sel(zonal_wavenumber=slice(19, None))) for n in names])
-    assert f"{power.min():.2f} … {power.max():.2f}" in rows[2] and len(rows) == 2 + len(script("tables").variants_in(scores))
+    assert f"{power.min():.2f} … {power.max():.2f}" in rows[2] and len(rows) == 2 + len(
+        script("tables").variants_in(scores)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- driver
