@@ -22,7 +22,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """No test reads or writes the user's record of digests, or the network; tests of the hub say otherwise."""
     monkeypatch.setenv("XMOSAIC_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("XMOSAIC_OFFLINE", "1")
-    monkeypatch.setattr(checkpoint, "_license_shown", set())
+    monkeypatch.setattr(checkpoint.variants, "_license_shown", set())
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from models import make_dataset
 
-from xmosaic.dialects import ROWS
+from xmosaic.variables import ROWS
 
 DS = make_dataset()
 Z, U, T, P = "geopotential", "u_component_of_wind", "2m_temperature", "mean_sea_level_pressure"

@@ -90,7 +90,7 @@ def rewrite(source, target, tensors=lambda t: t, description=lambda d: d, metada
     if isinstance(described, str):  # of text that is no JSON, or too deep for it
         text = json.dumps(header | {"model": None}).replace("null", described)
     else:
-        digest = checkpoint._digest(held, described) if sign else header["digest"]
+        digest = checkpoint.arrays.digest_of(held, described) if sign else header["digest"]
         text = json.dumps(header | {"model": described, "digest": digest}, sort_keys=True)
     save_file(held, target, metadata=metadata({"xmosaic": text}))
     return target
@@ -622,9 +622,9 @@ def small_published(monkeypatch):
         {"2m_temperature": None, "geopotential": [500, 850]},
         static=["geopotential_at_surface", "land_sea_mask", "soil_type"],
     )
-    monkeypatch.setattr(checkpoint, "PUBLISHED", {"era5": tiny_config(), "hres": tiny_config()})
-    monkeypatch.setattr(checkpoint, "PUBLISHED_GRID", (12, 7))
-    monkeypatch.setattr(checkpoint, "published_schema", lambda: schema)
+    monkeypatch.setattr(checkpoint.variants, "PUBLISHED", {"era5": tiny_config(), "hres": tiny_config()})
+    monkeypatch.setattr(checkpoint.variants, "PUBLISHED_GRID", (12, 7))
+    monkeypatch.setattr(checkpoint.variants, "published_schema", lambda: schema)
     return schema
 
 
@@ -1040,14 +1040,14 @@ class TestHub:
 
     def test_all_files_are_of_one_commit(self, hub, tmp_path, monkeypatch):
         """The branch moves between the first file and the second."""
-        plain = checkpoint._download
+        plain = checkpoint.hub._download
 
         def then_move(name, revision):
             path = plain(name, revision)
             advance(hub, tmp_path)
             return path
 
-        monkeypatch.setattr(checkpoint, "_download", then_move)
+        monkeypatch.setattr(checkpoint.hub, "_download", then_move)
         model = load_model("era5")
         assert model.provenance["revision"] == OLD
         assert model.std.tolist() != [1, 1, 1]

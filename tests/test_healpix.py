@@ -364,7 +364,7 @@ def test_lazy_is_eager_bit_by_bit(method, dtype):
 def test_a_chunk_travels_without_its_operator():
     import pickle
 
-    from xmosaic.healpix import _Kernel
+    from xmosaic.healpix.variable import _Kernel
 
     kernel = _Kernel(LatLonGrid.equiangular(240, 121), HealpixMesh(64), "conservative", 0.5, "'t'")
     assert len(pickle.dumps(kernel)) < 10_000

@@ -425,10 +425,17 @@ def test_plume_finds_places_across_the_date_line(east):
         ),
         (
             FC,
-            TRUTH.isel(time=slice(0, 0)),
+            TRUTH.assign_coords(time=TRUTH["time"] + np.timedelta64(4000, "D")),
             {"latitude": 0, "longitude": 0},
             DatasetError,
             "none of the forecast's times",
+        ),
+        (
+            FC,
+            TRUTH.isel(time=slice(0, 0)),
+            {"latitude": 0, "longitude": 0},
+            DatasetError,
+            "There is nothing along 'time'",
         ),
         (FC, TRUTH.isel(time=0), {"latitude": 0, "longitude": 0}, DatasetError, "not along time"),
         (FC.drop_vars("time"), TRUTH, {"latitude": 0, "longitude": 0}, DatasetError, "no start"),
