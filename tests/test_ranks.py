@@ -362,7 +362,7 @@ def test_model_of_shards_is_one_file(two):
     for result in found:
         assert all(np.array_equal(w.detach(), result["run"][1][n]) for n, w in model.network.named_parameters())
     assert found[0]["kept"] == [
-        *("config.json", "history.jsonl", "model.safetensors", "state-00000004", "state-00000005"),
+        *("config.json", "history.jsonl", "lock", "model.safetensors", "state-00000004", "state-00000005"),
         *("states.json", "statistics"),
     ]
 

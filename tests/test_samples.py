@@ -372,7 +372,7 @@ def test_bad_static_fields_are_refused():
     ds = rich()
     with pytest.raises(DatasetError, match="static field 'land_sea_mask' is missing"):
         data_of(ds.drop_vars("land_sea_mask"), RICH)
-    with pytest.raises(DatasetError, match="'land_sea_mask' of This dataset changes with time"):
+    with pytest.raises(DatasetError, match="This dataset has a static field that changes with time, 'land_sea_mask'"):
         data_of(ds.assign(land_sea_mask=make(RICH).land_sea_mask), RICH)
     ds["land_sea_mask"][3, 2] = np.nan
     with pytest.raises(DatasetError, match="land_sea_mask holds NaN"):

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,11 +22,13 @@ import xarray as xr
 from fsspec.asyn import AsyncFileSystem
 from models import make_dataset, make_model
 from processes import process_of
+from safetensors import SafetensorError
 
 import xmosaic
 from xmosaic.checkpoint import load_model
 from xmosaic.cli import main
 from xmosaic.errors import ArgumentError, CheckpointError, DatasetError, MosaicError, StoreError
+from xmosaic.grid import LatLonGrid
 from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 from xmosaic.training import Stage, TrainConfig, folder, loop, plot_history, read_history, train
 from xmosaic.training.adapt import adapt_weights
@@ -114,6 +117,17 @@ def test_all_known_variables_by_default():
         *("2m_temperature", "mean_sea_level_pressure"),
         *("geopotential_500", "geopotential_850", "u_component_of_wind_850"),
     ]
+
+
+def test_gaps_are_counted_in_the_history_without_a_bar_too(tmp_path, run):
+    """Once, even where a run goes on at the beginning of a stage."""
+    holed = DS.isel(time=[i for i in range(40) if i != 10])
+    short = _changed(stages=(Stage(1, batch_size=2), Stage(1, batch_size=2)))
+    history = _train(short, ds=holed, out=tmp_path / "run").history
+    whole = "2 of 22 starts lack '2020-01-11 00:00:00'"
+    assert history.attrs["left_out"] == f"stage 0, training: {whole}; stage 1, training: {whole}"
+    xr.testing.assert_identical(history, _train(short, ds=holed, out=tmp_path / "run", resume=True).history)
+    assert "left_out" not in run[1].history.attrs
 
 
 def test_picture_of_the_history(run):
@@ -477,6 +491,70 @@ def test_killed_is_uninterrupted(run, tmp_path):
     xr.testing.assert_identical(_losses(read_history(out)), _losses(whole.history))
 
 
+def test_what_kills_left_goes_when_a_run_goes_on(tmp_path):
+    """Half-written files, each as large as a state, would fill the disk in time; nothing else goes."""
+    out = tmp_path / "run"
+    _train(_changed(stages=(Stage(2, batch_size=2),)), out=out)
+    before = {path.name for path in out.iterdir()}
+    for name in ("state-00000002.pt", "model.safetensors", "history.jsonl", "states.json"):
+        (out / f".{name}.a1b2c3d4").write_bytes(b"half")
+    _train(_changed(stages=(Stage(2, batch_size=2),)), out=out, resume=True)
+    assert {path.name for path in out.iterdir()} == before
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    """A job that is started anew while the old one hangs on would make a mess of history and states."""
+    out, config = tmp_path / "run", _changed(stages=(Stage(4, batch_size=2),), save_every=1)
+    refused = []
+
+    class Meanwhile(Loader):
+        def starts(self, update):
+            if update == 3 and not refused:
+                with pytest.raises(
+                    StoreError, match=f"Another process is training in .*process {os.getpid()} on"
+                ) as no:
+                    _train(config, out=out, resume=True)
+                refused.append(no)
+            return super().starts(update)
+
+    _train(config, out=out, loader=Meanwhile)
+    assert refused
+    assert read_history(out)["update"].values.tolist() == [1, 2, 3, 4]
+    assert _train(config, out=out, resume=True).history.sizes["update"] == 4
+
+
+def test_a_run_that_ended_before_its_first_update_leaves_its_folder_free(tmp_path):
+    """A mistake is mended and the command given again; what was trained is never overwritten."""
+    out = tmp_path / "run"
+    holed = DS.copy(deep=True)
+    holed["2m_temperature"][3, 2, 2] = np.nan
+    short = _changed(stages=(Stage(1, batch_size=2),))
+    with pytest.raises(DatasetError, match="2020-01-04"):
+        _train(_changed(seed=3), ds=holed, out=out)
+    assert _train(short, out=out).history.sizes["update"] == 1
+    with pytest.raises(StoreError, match="already holds"):
+        _train(short, out=out)
+
+
+@pytest.mark.parametrize("stages", [(Stage(1, batch_size=2), Stage(1, 20, 2)), (Stage(1, 20, 2),)])
+def test_windows_of_all_stages_are_looked_for_before_the_first_update(tmp_path, stages):
+    with pytest.raises(DatasetError, match="20 of rollout"):
+        _train(_changed(stages=stages), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_data_are_looked_at_before_the_first_update(tmp_path):
+    holed = DS.copy(deep=True)
+    holed["geopotential"][-1, 0, 2, 2] = np.nan
+    with pytest.raises(DatasetError, match="geopotential at 500 hPa on 2020-02-09"):
+        _train(ds=holed, out=tmp_path / "run")
+    assert read_history(tmp_path / "run").sizes["update"] == 0
+    other = _changed(variables={"2m_temperature": None}, stages=(Stage(1, batch_size=2),))
+    history = _train(other, out=tmp_path / "run").history
+    xr.testing.assert_identical(history, read_history(tmp_path / "run"))
+    assert history.sizes == {"update": 1, "validation_update": 1, "channel": 1}
+
+
 def test_resuming_a_finished_run_changes_nothing(run):
     out, whole = run
     before = (out / "model.safetensors").read_bytes()
@@ -511,6 +589,43 @@ def test_full_disk_stops_and_leaves_the_last_state(tmp_path, monkeypatch):
     assert folder.RunFolder(out).load()["update"] == 3
     assert not list(out.glob(".*"))
     assert _train(out=out, resume=True).history.sizes["update"] == 10
+
+
+@pytest.mark.parametrize("room", [1000, 200_000])
+def test_full_disk_is_said_whoever_writes(tmp_path, monkeypatch, room):
+    """torch speaks of positions in its file, safetensors of serializing; both are told what to do."""
+    written = torch.save
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, room
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+    monkeypatch.setattr(folder.torch, "save", lambda state, file: written(state, Full(file)))
+    with pytest.raises(StoreError, match="state-00000003.pt. Found .*No space left on device. Make room"):
+        _train(out=tmp_path / "run")
+    monkeypatch.undo()
+
+    def serialize(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", serialize)
+    with pytest.raises(StoreError, match="model.safetensors. Found .*No space left on device.*Make room"):
+        _train(out=tmp_path / "run", resume=True)
 
 
 def test_loss_that_is_no_number_names_channel_and_times(tmp_path):
@@ -630,6 +745,25 @@ def test_an_ensemble_begins_with_a_deterministic_model_and_the_other_way_round()
         assert torch.allclose(weight, dict(quiet.network.named_parameters())[name], atol=1e-6), name
 
 
+def test_fine_tuning_takes_static_fields_by_name():
+    """Those that are known stay as the weights know them; others, or those of another grid, are the data's."""
+    rng, one = np.random.default_rng(0), (Stage(1, batch_size=2, learning_rate=1e-9),)
+    shape, dims = (DS.sizes["latitude"], DS.sizes["longitude"]), ("latitude", "longitude")
+    mask, other = (xr.DataArray(rng.random(shape), dims=dims, attrs={"units": "1"}) for _ in range(2))
+    height = xr.DataArray(1e4 * rng.random(shape), dims=dims, attrs={"units": "m2 s-2"})
+    start = _train(_changed(static=("land_sea_mask",), stages=one), ds=DS.assign(land_sea_mask=mask))
+    ds = DS.assign(land_sea_mask=other, geopotential_at_surface=height)
+    for names in (("geopotential_at_surface",), ("geopotential_at_surface", "land_sea_mask")):
+        model = _train(_changed(static=names, stages=one), ds=ds, init=start)
+        np.testing.assert_allclose(model.static[..., 0], height.T)
+        assert len(names) == 1 or np.array_equal(model.static[..., 1], start.static[..., 0])
+    with warnings.catch_warnings(action="ignore"):
+        assert _train(_changed(stages=one), ds=ds, init=start).static is None
+        finer = xmosaic.to_latlon(ds, LatLonGrid.equiangular(16, 9))
+        model = _train(_changed(static=("land_sea_mask",), stages=one), ds=finer, init=start)
+    np.testing.assert_allclose(model.static[..., 0], finer["land_sea_mask"].transpose("longitude", "latitude"))
+
+
 def test_weights_that_do_not_fit(run):
     _, start = run
     wider = dataclasses.replace(NETWORK, bottleneck=StageConfig(2, 32, 2, 1, 48, 8, 2, decoder_depth=0))
@@ -640,6 +774,8 @@ def test_weights_that_do_not_fit(run):
         _train(_changed(network=deeper), init=start)
     with pytest.raises(CheckpointError, match="num_history"):
         _train(_changed(network=dataclasses.replace(NETWORK, num_history=1)), init=start)
+    with pytest.raises(CheckpointError, match="another residual"):
+        _train(_changed(network=dataclasses.replace(NETWORK, residual=True)), init=start)
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
@@ -661,6 +797,53 @@ def test_data_that_can_not_be_trained_on():
             _train(config, ds=ds)
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"stages": 5}, "stages"),
+        ({"betas": 0.9}, "betas"),
+        ({"forcing": [3]}, "forcing.*names"),
+        ({"variables": ["geopotential"]}, "variables.*levels by name"),
+        ({"variables": {"geopotential": [500.5]}}, "whole levels"),
+        ({"variables": {"geopotential": "500"}}, "whole levels"),
+        ({"area_statistics": "false"}, "area_statistics.*'false'; expected True or False"),
+        ({"checkpoint_activations": 1}, "True or False"),
+        ({"clip": np.inf}, "clip"),
+        ({"validate_every": 2.0}, "validate_every.*whole number"),
+        ({"validation_members": 1}, "validation_members.*2 or more"),
+        ({"train": ("2020-02-30", "2020-03")}, "no two dates"),
+        ({"train": (pd.Timestamp("2020-01-01"), None)}, "no two dates"),
+        ({"train": slice("2020-01-01", "2020-01-25")}, "two dates"),
+    ],
+)
+def test_configurations_that_can_not_be_used(fields, text):
+    with pytest.raises(ArgumentError, match=text):
+        _changed(**fields)
+
+
+@pytest.mark.parametrize(
+    "change", [None, {"network": None}, {"stages": 5}, {"stages": [3]}, {"stages": [{"update": 3}]}, {"speed": 3}]
+)
+def test_dicts_that_are_no_configuration(change):
+    with pytest.raises(ArgumentError):
+        TrainConfig.from_dict(change and BASE.to_dict() | change)
+
+
+def test_configuration_is_the_same_however_it_is_written():
+    """And survives JSON: names, levels and dates of any kind are taken for what they mean."""
+    written = _changed(
+        variables={"2m_temperature": None, "geopotential": np.array([500, 850])},
+        train=(pd.Timestamp("2020-01-01"), np.datetime64("2020-01-25")),
+        frozen="encoder_stages.*",
+        validation=[pd.Period("2020-01-26"), "2020-02-09"],
+    )
+    assert TrainConfig.from_dict(json.loads(json.dumps(written.to_dict()))) == written
+    plain = _changed(train=("2020-01-01 00:00:00", "2020-01-25"), frozen=("encoder_stages.*",))
+    assert written == plain
+    assert _changed(variables={"geopotential": 500}) == _changed(variables={"geopotential": (500,)})
+    assert _changed(train=(2018, 2019)).train == ("2018", "2019")
+
+
 def test_arguments_that_can_not_be_used(run, tmp_path):
     out, _ = run
     with pytest.raises(ArgumentError, match="TrainConfig"):
@@ -675,6 +858,14 @@ def test_arguments_that_can_not_be_used(run, tmp_path):
         _train(_changed(seed=1), out=out, resume=True)
     with pytest.raises(CheckpointError, match="other statistics"):
         _train(ds=DS + 1, out=out, resume=True)
+    for name, value in (("out", 5), ("init", 5), ("loader", 5)):
+        with pytest.raises(ArgumentError, match=f"{name} can't be used.*5"):
+            _train(**{name: value})
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="Take a folder that can be written to"):
+        _train(out=tmp_path / "file")
+    with pytest.raises(DatasetError, match="no history"):
+        read_history(tmp_path / "file")
     with pytest.raises(ArgumentError, match="no CUDA GPU"):
         train(DS, BASE, device="cuda:0" if not torch.cuda.is_available() else "cuda:99", progress=False)
 

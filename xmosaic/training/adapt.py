@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Model, load_model
-from ..errors import CheckpointError, explain
+from ..errors import ArgumentError, CheckpointError, explain
 from ..model import Mosaic
 from ..variables import Schema, listed
 
@@ -29,6 +29,8 @@ def init_model(init: str | os.PathLike[str] | Model) -> Model:
     -------
     Model
     """
+    if not isinstance(init, str | os.PathLike | Model):
+        raise ArgumentError(explain("init can't be used", got=repr(init), expected="a model, its name or its path"))
     return load_model(init)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from ..errors import ArgumentError, explain
@@ -54,10 +55,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name in ("updates", "rollout", "batch_size"):
-            _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _check(
-            _is_number(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0"
-        )
+            _check_count(name, getattr(self, name))
+        good = _is_number(self.learning_rate) and self.learning_rate > 0
+        _check(good, "learning_rate", self.learning_rate, "a finite number above 0")
         good = _is_int(self.warmup) and 0 <= self.warmup < self.updates
         _check(good, "warmup", self.warmup, f"0 to {self.updates - 1} (less than updates)")
         _check(_is_number(self.final_rate) and 0 <= self.final_rate <= 1, "final_rate", self.final_rate, "0 to 1")
@@ -83,7 +83,7 @@ class TrainConfig:
         Never read; must not overlap the others.
     variables : mapping of str to list of int or None, optional
         State variables with their levels [hPa], None for those without; by default all known ones of the Dataset.
-    forcing, static : tuple of str
+    forcing, static : str or tuple of str
         Variables that are given and never predicted.
     members : int
         Members per sample in the loss; 1 only for loss "mse".
@@ -119,12 +119,13 @@ class TrainConfig:
     seed : int
         Of weights, order of samples and noise.
     validate_every, validation_samples, validation_members : int
-        Updates between validations; how many samples, evenly spread over the period; members of each.
+        Updates between validations; how many samples, evenly spread over the period; members of each, 2 or more except
+        for loss "mse".
     patience : int, optional
         Stop a stage after so many validations without a better CRPS.
     save_every : int
         Updates between checkpoints.
-    frozen : tuple of str
+    frozen : str or tuple of str
         Patterns (fnmatch) of parameter names that aren't trained.
 
     Examples
@@ -168,18 +169,27 @@ class TrainConfig:
     frozen: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for name in ("stages", "forcing", "static", "frozen", "betas", "bands"):
+        for name in ("forcing", "static", "frozen"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for name in ("stages", "betas", "bands"):
+            _check(isinstance(getattr(self, name), tuple | list), name, getattr(self, name), "a tuple or list")
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "variables", _levels(self.variables))
+        for name in ("train", "validation", "test"):
+            object.__setattr__(self, name, _dates(getattr(self, name)))
         _check(isinstance(self.network, MosaicConfig), "network", type(self.network).__name__, "a MosaicConfig")
         good = len(self.stages) >= 1 and all(isinstance(s, Stage) for s in self.stages)
         _check(good, "stages", self.stages, "at least one Stage")
         _check(self.loss in ("crps", "biased_crps", "mse"), "loss", self.loss, "'crps', 'biased_crps' or 'mse'")
         least = 1 if self.loss == "mse" else 2
-        _check(_is_int(self.members) and self.members >= least, "members", self.members, f"{least} or more")
+        _check_count("members", self.members, least)
         if least == 2:
             _check(self.network.noise_dim > 0, "noise_dim", 0, "above 0: members of an ensemble need noise")
-        for name in ("validate_every", "validation_samples", "validation_members", "save_every"):
-            _check(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("validate_every", "validation_samples", "save_every"):
+            _check_count(name, getattr(self, name))
+        _check_count("validation_members", self.validation_members, least)  # fair CRPS needs two
+        for name in ("area_statistics", "checkpoint_activations"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         good = all(_is_int(n) and n >= 1 for n in self.bands) and list(self.bands) == sorted(set(self.bands))
         _check(good, "bands", self.bands, "ascending degrees from 1 up")
         above_zero = ("adam_rate", "weight_decay", "band_weight")
@@ -233,15 +243,17 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_dict`; unknown or missing fields raise `ArgumentError`."""
+        _check(isinstance(values, Mapping), "The dict", values, "that of to_dict")
         given = dict(values)
         check_fields(cls, given)
+        _check(isinstance(given["network"], Mapping), "network", given["network"], "a dict")
         given["network"] = MosaicConfig.from_dict(given["network"])
-        for stage in given["stages"]:
+        stages = given["stages"]
+        good = isinstance(stages, tuple | list) and all(isinstance(s, Mapping) for s in stages)
+        _check(good, "stages", stages, "a list of dicts")
+        for stage in stages:
             check_fields(Stage, stage)
-        given["stages"] = tuple(Stage(**s) for s in given["stages"])
-        for name in ("train", "validation", "test"):
-            if given.get(name) is not None:
-                given[name] = tuple(given[name])
+        given["stages"] = tuple(Stage(**s) for s in stages)
         return cls(**given)
 
 
@@ -253,8 +265,36 @@ def bounds(period: Period) -> tuple[pd.Timestamp, pd.Timestamp]:
     >>> [str(t)[:19] for t in bounds(("1979", "2017"))]
     ['1979-01-01 00:00:00', '2017-12-31 23:59:59']
     """
-    first, last = (pd.Period(text) if isinstance(text, str) else pd.Period(text, "ns") for text in period)
+    first, last = (pd.Period(text) for text in period)
     return first.start_time, last.end_time
+
+
+def _names(name: str, given: Any) -> tuple[str, ...]:
+    """Several names, or one; a string is not taken for its letters."""
+    several = (given,) if isinstance(given, str) else given
+    good = isinstance(several, tuple | list) and all(isinstance(one, str) for one in several)
+    _check(good, name, given, "names, such as a tuple of str")
+    return tuple(several)
+
+
+def _levels(variables: Any) -> dict[str, list[int] | None] | None:
+    """Levels by variable as plain lists, which survive JSON."""
+    if variables is None:
+        return None
+    good = isinstance(variables, Mapping) and all(isinstance(name, str) for name in variables)
+    _check(good, "variables", variables, "levels by name, such as {'2m_temperature': None, 'geopotential': [500]}")
+    found: dict[str, list[int] | None] = {}
+    for name, levels in variables.items():
+        several = None if levels is None else np.atleast_1d(levels)
+        good = several is None or (several.dtype.kind in "iuf" and bool((several == np.round(several)).all()))
+        _check(good, f"variables[{name!r}]", levels, "whole levels [hPa], or None")
+        found[name] = None if several is None else [int(level) for level in several]
+    return found
+
+
+def _dates(period: Any) -> Any:
+    """Dates of any kind as text; what is no pair is left to be complained of."""
+    return tuple(str(date) for date in period) if isinstance(period, tuple | list) else period
 
 
 def _check_periods(periods: dict[str, Period | None]) -> None:
@@ -262,7 +302,7 @@ def _check_periods(periods: dict[str, Period | None]) -> None:
     for name, period in periods.items():
         if period is None:
             continue
-        good = isinstance(period, tuple | list) and len(period) == 2
+        good = isinstance(period, tuple) and len(period) == 2
         _check(good, name, period, "two dates, the first and the last")
         try:
             first, last = bounds(period)
@@ -297,9 +337,13 @@ def _check(condition: bool, name: str, got: Any, expected: str) -> None:
         raise ArgumentError(explain(f"{name} can't be used in training", got=repr(got), expected=expected))
 
 
+def _check_count(name: str, value: Any, least: int = 1) -> None:
+    _check(_is_int(value) and value >= least, name, value, f"a whole number, {least} or more")
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

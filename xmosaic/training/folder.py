@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import CheckpointError, StoreError, explain
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from ..checkpoint import Model
 
 _KEPT = 2
 # What a state in shards has besides them, in its folder.
@@ -29,11 +40,43 @@ class RunFolder:
     path : path
         ``config.json``; the last two states, ``state-….pt`` or in shards a folder ``state-…`` of
         `torch.distributed.checkpoint`, listed with their digests in ``states.json``; ``history.jsonl``;
-        ``model.safetensors``.
+        ``model.safetensors``; ``lock``, held while a process trains here.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
+        self._held: int | None = None
+
+    def hold(self) -> None:
+        """Let no other process write here until `release`, or until this one ends in whatever way."""
+        if fcntl is None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            os.close(handle)
+            do = "Wait for it, or end it, then go on with resume=True"
+            what = f"Another process is training in {self.path}"
+            raise StoreError(explain(what, got=holder, expected="one at a time", do=do)) from None
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return
+        self._held = handle
+        with contextlib.suppress(OSError):  # on a full disk others hear less
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     @property
     def model(self) -> Path:
@@ -41,19 +84,22 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Start a run in a folder that holds none.
+        """Start a run in a folder that holds none, or one that ended before its first update, with nothing to lose.
 
         Parameters
         ----------
         config : dict
         """
-        if (self.path / "config.json").exists():
+        begun = (self.path / "config.json").exists()
+        if begun and (self.has_state() or any(line["kind"] == "update" for line in self.lines())):
             raise StoreError(
                 explain(
                     f"{self.path} already holds a training run",
                     do="Pass resume=True (--resume) to go on with it, or another folder",
                 )
             )
+        if begun:
+            (self.path / "history.jsonl").unlink(missing_ok=True)
         self._write(self.path / "config.json", lambda file: file.write(json.dumps(config, indent=1).encode()))
 
     def config(self) -> dict[str, Any]:
@@ -201,6 +247,19 @@ class RunFolder:
                 explain(what, got=got, do="Resume with the configuration it was begun with")
             ) from error
 
+    def save_model(self, model: Model) -> None:
+        """Write the best model, whole or not at all; the one before stays."""
+        try:
+            model.save(self.model)
+        except CheckpointError as error:
+            raise _unwritable(self.model, error.__cause__ or error) from error
+
+    def tidy(self) -> None:
+        """Remove what kills in the middle of writing have left: it may be as large as a state, each time."""
+        for name in ("state-*.pt", "states.json", "history.jsonl", "config.json", self.model.name):
+            for left in self.path.glob(f".{name}.*"):
+                left.unlink(missing_ok=True)
+
     def has_state(self) -> bool:
         """Whether there is anything to resume from."""
         return bool(self._states())
@@ -227,7 +286,7 @@ class RunFolder:
         """The history; a last line that a kill cut short is left out."""
         try:
             rows = (self.path / "history.jsonl").read_text().splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         found = []
         for row in rows:
@@ -263,13 +322,16 @@ class RunFolder:
 
 
 def _unwritable(path: Path, error: BaseException) -> StoreError:
-    return StoreError(
-        explain(
-            f"The training run can't be written to {path}",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            do="Make room, then go on with resume=True: the last state is still there",
-        )
-    )
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # which torch hides behind positions in its file
+    do = "Make room, then go on with resume=True: the last state is still there"
+    # no folder, not ours, or not to be changed
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+    ):  # fmt: skip
+        do = "Take a folder that can be written to; what was written before is still there"
+    got = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return StoreError(explain(f"The training run can't be written to {path}", got=got, do=do))
 
 
 def _digest(path: Path) -> str:

@@ -123,7 +123,8 @@ def history_of(lines: list[dict[str, Any]], schema: Schema) -> xr.Dataset:
     Returns
     -------
     Dataset, dims (update), (validation_update) and channel
-        Validations by the updates done before them; 0 is what a run with ``init=`` began with.
+        Validations by the updates done before them; 0 is what a run with ``init=`` began with. Starts of samples that
+        gaps in the data left out are counted in the attribute ``left_out``, if there are any.
     """
     updates = [line for line in lines if line["kind"] == "update"]
     checks = [line for line in lines if line["kind"] == "validation"]
@@ -140,7 +141,9 @@ def history_of(lines: list[dict[str, Any]], schema: Schema) -> xr.Dataset:
     for dim, some, text in (("update", updates, "updates done"), (_CHECKED, checks, "updates before the validation")):
         numbers = np.array([line["update"] for line in some], dtype=np.int64)
         coords[dim] = (dim, numbers, {"long_name": text, "units": "1"})
-    ds = xr.Dataset(found, coords)
+    # a run that goes on at the beginning of a stage says it once more
+    gaps = [f"stage {s['stage']}, {s['period']}: {s['why']}" for s in lines if s["kind"] == "left out"]
+    ds = xr.Dataset(found, coords, {"left_out": "; ".join(dict.fromkeys(gaps))} if gaps else None)
     for name, (text, units) in _ABOUT.items():
         ds[name].attrs = {"long_name": text, "units": units}
     return ds

@@ -133,10 +133,11 @@ def train(
     >>> [channel.name for channel in model.schema.state], model.history.sizes["update"]
     (['2m_temperature'], 2)
     """
-    with Ranks.find(device, parallel) as ranks:
+    with Ranks.find(device, parallel) as ranks, contextlib.ExitStack() as held:
         return _Run(
             ds,
             config,
+            held=held,
             out=out,
             resume=resume,
             init=init,
@@ -167,6 +168,7 @@ class _Run:
         ds: Any,
         config: TrainConfig,
         *,
+        held: contextlib.ExitStack,
         out: Any,
         resume: bool,
         init: Any,
@@ -186,6 +188,10 @@ class _Run:
         self.layouts = [ranks.layout(config, number, member_ranks) for number in range(len(config.stages))]
         self.show = (get_option("progress") if progress is None else progress) and ranks.first
         self.fine_tunes = init is not None
+        if not (out is None or isinstance(out, str | os.PathLike)):
+            raise ArgumentError(explain("out can't be used", got=repr(out), expected="the path of a folder"))
+        if not callable(loader):
+            raise ArgumentError(explain("loader can't be used", got=repr(loader), expected="what makes a loader"))
         self.folder = None if out is None else RunFolder(out)
         if (resume or tensorboard) and self.folder is None:
             raise ArgumentError(explain("resume=True and tensorboard=True need a folder", do="Pass out="))
@@ -195,7 +201,10 @@ class _Run:
         self.network_config = network_of(config, self.schema, start)
         step = pd.Timedelta(hours=self.network_config.step_hours)
         self.data = TrainingData(self.datasets, self.schema, step, self.network_config.num_history)
-        self._open(resume)
+        for stage in config.stages:
+            for period in (config.train, config.validation):
+                self.data.windows(period, stage.rollout)
+        self._open(resume, held)
         self.mean, self.std = self._statistics(start)
         self.model = self._model(start)
         self._prepare(cuda_graph)
@@ -212,14 +221,15 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ what is trained
 
-    def _open(self, resume: bool) -> None:
+    def _open(self, resume: bool, held: contextlib.ExitStack) -> None:
         if self.folder is None:
             return
+        folder = self.folder
         if resume:
-            same_config(self.folder.config(), self.config.to_dict())
-        else:
-            folder = self.folder
-            self.ranks.once(lambda: folder.begin(self.config.to_dict()))
+            same_config(folder.config(), self.config.to_dict())
+        held.callback(folder.release)
+        self.ranks.once(folder.hold)
+        self.ranks.once(folder.tidy if resume else lambda: folder.begin(self.config.to_dict()))
 
     def _statistics(self, start: Model | None) -> tuple[np.ndarray, np.ndarray]:
         """Of the training period; channels of the weights to begin with keep theirs, which they were trained with."""
@@ -238,7 +248,7 @@ class _Run:
 
     def _model(self, start: Model | None) -> Model:
         grid = self.data.grid
-        static = self.data.static if start is None or start.static is None else start.static
+        static = self.data.static if start is None else self._static(start)
         neighbors = None
         if start is not None and start.grid == grid and start.config.num_neighbors == self.network_config.num_neighbors:
             neighbors = (start.network.interp_to_hp.neighbors.numpy(), start.network.interp_to_ll.neighbors.numpy())
@@ -247,6 +257,16 @@ class _Run:
         if start is not None:
             adapt_weights(start, network, self.schema)
         return Model(network, self.schema, grid, self.mean, self.std, static, self._provenance(start))
+
+    def _static(self, start: Model) -> np.ndarray | None:
+        """Fields of the data; on the same grid those that the weights to begin with know are theirs, by name."""
+        if self.data.static is None or start.static is None or start.grid != self.data.grid:
+            return self.data.static
+        static, known = self.data.static.copy(), {c.name: i for i, c in enumerate(start.schema.static)}
+        for i, channel in enumerate(self.schema.static):
+            if channel.name in known:
+                static[..., i] = start.static[..., known[channel.name]]
+        return static
 
     def _provenance(self, start: Model | None) -> dict[str, Any]:
         c = self.config
@@ -338,9 +358,12 @@ class _Run:
             self._loader(c.train, stage, stage.batch_size, layout.sample, layout.samples) as loader,
             self._loader(c.validation, stage, 1, 0, 1) as checks,
         ):
-            self._note_skipped(loader)
+            self._note_skipped(loader, checks)
             if self.fine_tunes and self.update == 0:
                 self._validate(checks)
+            elif self.place == 0:
+                for _ in self._checked_batches(checks):
+                    pass  # what can't be used is said now, and not after the updates up to the first validation
             samples = self._samples(loader, stage)
             ready: _Samples | None = next(samples)
             while ready is not None:
@@ -357,10 +380,17 @@ class _Run:
                 if stop or last:
                     return
 
-    def _note_skipped(self, loader: Loader) -> None:
-        """Say once per stage how many starts lack a time of their sample."""
-        if self.show and loader.windows.skipped:
-            tqdm.write(f"{loader.windows.skipped} starts are left out: {loader.windows.why}")
+    def _note_skipped(self, *loaders: Loader) -> None:
+        """Say once per stage how many starts lack a time of their sample; the history knows it too."""
+        for name, loader in zip(("training", "validation"), loaders, strict=True):
+            windows = loader.windows
+            if not windows.skipped:
+                continue
+            if self.show:
+                tqdm.write(f"{windows.skipped} starts of {name} are left out: {windows.why}")
+            if self.place == 0:
+                line = {"kind": "left out", "update": self.update, "stage": self.stage, "period": name}
+                self.journal.add(line | {"starts": windows.skipped, "why": windows.why})
 
     def _samples(self, loader: Loader, stage: Stage) -> Iterator[_Samples]:
         """Batches of the rest of a stage."""
@@ -446,8 +476,8 @@ class _Run:
                 self.best_weights = copied(self.network)
                 if self.folder is not None:
                     self._gather(dict(self.network.named_parameters()))
-                    path = self.folder.model
-                    self.ranks.once(lambda: self._best_model().save(path))
+                    folder = self.folder
+                    self.ranks.once(lambda: folder.save_model(self._best_model()))
         self.journal.validation(self.update, found)
         return self.stopper.update(found.total)
 
@@ -479,7 +509,10 @@ class _Run:
         state, self.best_weights = self.states.load()
         if not all(np.array_equal(state[name], getattr(self, name)) for name in ("mean", "std")):
             raise CheckpointError(
-                explain("The data have other statistics than when the run began", do="Resume with the same data")
+                explain(
+                    "The data have other statistics than when the run began",
+                    do="Resume with the same data, and the same init= if it had one",
+                )
             )
         self.stopper.load_state_dict(state["stopper"])
         self.stage, self.place, self.update = (state[n] for n in ("stage", "place", "update"))

@@ -92,7 +92,8 @@ def layout_of(rank: int, world: int, batch_size: int, members: int, member_ranks
         explain(
             f"{world} ranks can't share {batch_size} samples of {members} members{asked}",
             expected="ranks = a · b, where a divides batch_size and b (member_ranks) divides members",
-            do=f"Take a batch_size that is a multiple of {world}, or another number of ranks",
+            do=f"Take a batch_size that is a multiple of {world}, or another number of ranks"
+            + ("" if member_ranks is None else ", or leave member_ranks out"),
         )
     )
 

@@ -200,7 +200,7 @@ class Part:
             # all times of an ERA5 of 60 years would take an hour: the first and the last tell a field that changes
             values = field.read([0, size - 1] if size > 1 else [0], np.float64)
             if not np.array_equal(values[0], values[-1], equal_nan=True):
-                what = f"The static field {field.name!r} of {self.label} changes with time"
+                what = f"{self.label} has a static field that changes with time, {field.name!r}"
                 do = "Give one field, such as ds[name].isel(time=0), or make it a forcing"
                 raise DatasetError(explain(what, expected="the same values at the first and the last time", do=do))
             check_finite(values[:1], field.channels, None, self.grid)

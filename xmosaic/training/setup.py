@@ -75,7 +75,7 @@ def network_of(config: TrainConfig, schema: Schema, start: Model | None) -> Mosa
     Raises
     ------
     CheckpointError
-        Where the weights to begin with are for other steps or histories.
+        Where the weights to begin with are for other steps or histories, or predict differences and these don't.
     """
     counts: Any = {
         "num_variables": len(schema.state),
@@ -83,7 +83,7 @@ def network_of(config: TrainConfig, schema: Schema, start: Model | None) -> Mosa
         "num_static": len(schema.static),
     }
     network = dataclasses.replace(config.network, **counts)
-    for name in ("num_history", "step_hours") if start is not None else ():
+    for name in ("num_history", "step_hours", "residual") if start is not None else ():
         before, now = getattr(start.config, name), getattr(network, name)  # type: ignore[union-attr]
         if before != now:
             what, do = f"The weights to begin with have another {name}", "Set it in the configuration's network"
@@ -102,6 +102,7 @@ def same_config(before: dict[str, Any], now: dict[str, Any]) -> None:
                 f"The run was begun with another {name}",
                 got=str(now[name])[:200],
                 expected=str(before.get(name))[:200],
-                do="Resume with the configuration it was begun with, or train in another folder",
+                do="Resume with the configuration it was begun with, or train in another folder, "
+                "with init= if its weights are to begin with",
             )
         )

@@ -194,7 +194,8 @@ def check_finite(loss: float, by_channel: torch.Tensor, schema: Schema, starts: 
             f"The loss of update {update} is {loss}",
             got=f"not finite in {named}; samples from {', '.join(str(t) for t in starts)}",
             expected="a number",
-            do="Look at the data of these times. If they are right, lower the learning rate or the clip, "
-            "and go on from the last checkpoint with resume=True",
+            do="Look at the data of these times. resume=True goes on from the last checkpoint; if the data are right "
+            "and it ends here again, train in another folder with a lower learning rate or clip, and this run's model "
+            "as init= if it is good",
         )
     )
