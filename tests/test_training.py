@@ -189,6 +189,22 @@ def test_command_line(tmp_path, capsys):
         assert text in capsys.readouterr().err
 
 
+def test_command_line_goes_on_from_a_model_with_its_network(tmp_path, capsys):
+    DS.to_netcdf(tmp_path / "data.nc")
+    periods = ["--train", "2020-01-01", "2020-01-25", "--validation", "2020-01-26", "2020-02-09", "--quiet"]
+    begin = ["train", str(tmp_path / "data.nc"), *periods, "--device", "cpu"]
+    sizes = ["--set", "size=0.02", "nside=4", "updates=2", "neighbors=4", "validation_samples=2", "residual=True"]
+    assert main([*begin, "--out", str(tmp_path / "first"), *sizes]) == 0
+    first = load_model(tmp_path / "first" / "model.safetensors")
+    more = ["--init", str(tmp_path / "first" / "model.safetensors"), "--set", "updates=2", "validation_samples=2"]
+    assert main([*begin, "--out", str(tmp_path / "second"), *more]) == 0
+    second = load_model(tmp_path / "second" / "model.safetensors")
+    assert second.config == first.config and second.provenance["init"].startswith(first.name)
+    # whoever asks for another network is told why it can't be
+    assert main([*begin, "--out", str(tmp_path / "third"), *more, "nside=8"]) == 1
+    assert "weights to begin with have another" in capsys.readouterr().err
+
+
 class Bucket(AsyncFileSystem):
     """A bucket far away: each answer takes its time, and how many are under way is counted."""
 

@@ -299,7 +299,20 @@ def _recipe(options: argparse.Namespace, ds: xr.Dataset) -> TrainConfig:
         if unknown := [v for v in options.variables if v not in known]:
             raise ArgumentError(explain(f"Variable {unknown[0]!r} isn't in the data", expected=", ".join(known)))
         settings["variables"] = {v: known[v] for v in options.variables}
-    return _made(getattr(recipes, options.recipe), settings, periods)
+    recipe = getattr(recipes, options.recipe)
+    return _made(recipe, settings | _beginning(options.init, recipe, settings), periods)
+
+
+def _beginning(init: str | None, recipe: Any, settings: dict[str, object]) -> dict[str, object]:
+    """What a model to begin with settles: the network is the model's, unless one is asked for."""
+    from .checkpoint import load_model
+
+    shaping = {"network", "size", "nside", "neighbors", "history", "step_hours", "residual", "init"}
+    if init is None or shaping & set(settings):
+        return {}
+    if "init" in inspect.signature(recipe).parameters:
+        return {"init": init}
+    return {"network": load_model(init).config}
 
 
 def _made(recipe: Any, settings: dict[str, object], periods: dict[str, object]) -> TrainConfig:
