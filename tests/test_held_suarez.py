@@ -254,22 +254,24 @@ def test_a_warm_start_begins_without_noise_and_ends_with_four_members(tmp_path, 
     plain, begun = xmosaic.train, []
     monkeypatch.setattr(train.xmosaic, "train", lambda *a, **k: begun.append(k.get("init")) or plain(*a, **k))
     path = train.train(data, tmp_path, train.Budget(0.1, batch=4), plan="warm")
-    parts = seen[3:]  # the first three are timed
+    parts = seen[4:]  # the first four are timed
     assert [(c.loss, c.members, c.network.noise_dim, c.stages[0].rollout) for c in parts] == [
         ("mse", 1, 0, 1),
         ("crps", 2, 4, 1),
+        ("crps", 4, 4, 1),
         ("crps", 4, 4, 3),
     ]
-    assert [c.stages[0].batch_size for c in parts] == [4, 4, 1]
-    assert len({c.seed for c in parts}) == 3
-    first, second, third = begun[3:]
-    assert first is None and second.config.noise_dim == 0 and third.config.noise_dim == 4
+    assert [c.stages[0].batch_size for c in parts] == [4, 4, 2, 1]
+    assert len({c.seed for c in parts}) == 4
+    first, second, third, last = begun[4:]
+    assert first is None and second.config.noise_dim == 0
+    assert third.config.noise_dim == last.config.noise_dim == 4
     model = xmosaic.load_model(path)
     assert model.config.noise_dim == 4 and model.provenance["run"]["plan"] == "warm"
-    assert len(model.provenance["run"]["updates"]) == 3
+    assert len(model.provenance["run"]["updates"]) == 4
     assert "squared error" in script("report").TRAINED["warm"]
     # a run that is stopped in its first part leaves that part's network
-    for name in ("1", "3"):
+    for name in ("1", "low", "3"):
         (tmp_path / f"run_bundled_{name}" / "model.safetensors").unlink()
     assert xmosaic.load_model(train.export(tmp_path, "bundled", "warm")).config.noise_dim == 0
     with pytest.raises(SystemExit, match="has left a model"):
@@ -291,7 +293,7 @@ def test_finer_bands_stand_where_the_power_was_too_much_and_reach_what_the_grid_
     plans, variants = script("plans"), script("variants")
     low = plans.PLANS["careful"][1]
     made = plans.settings(periods_of_four(), low, low.stage(16, 20), precision="bfloat16")
-    assert made.bands == (8, 16, 24, 28, 31) and made.members == 4 and made.precision == "bfloat16"
+    assert made.bands == (1, 8, 16, 24, 28, 31) and made.members == 4 and made.precision == "bfloat16"
     assert made.stages[0].batch_size == 8 and made.band_weight == 1.0
     for size in variants.SIZES.values():
         assert size.fine[-1] == min(size.latitudes - 2, size.longitudes // 2 - 1)

@@ -74,11 +74,12 @@ HEAVY = {"band_weight": 1.0}
 
 PLANS = {
     "direct": (Part("1", 0.75), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2)),
-    # how the time is shared, and the second rate, are guesses until a run has been made
+    # a network without noise learns more per second: one member, and an error that no draw of noise blurs
     "warm": (
         Part("still", 0.3, still=True),
-        Part("1", 0.45, rate=0.5),
-        Part("3", 0.25, ROLLOUT, members=4, rate=0.25, fewer=4),
+        Part("1", 0.35, rate=0.5, **FINE),
+        Part("low", 0.2, members=4, rate=0.2, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
+        Part("3", 0.15, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
     ),
     # against too much power at the smallest scales, and too much spread in the first days
     "careful": (

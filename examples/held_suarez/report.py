@@ -45,7 +45,7 @@ BEGIN, END = "<!-- made by examples/held_suarez/report.py -->", "<!-- end of wha
 # what the plans of train.py are, for the card
 TRAINED = {
     "direct": "fair CRPS of two members, one step, then three",
-    "warm": "squared error without noise, then fair CRPS of two members, then rollouts of three with four members",
+    "warm": "squared error without noise, then fair CRPS: two members, four at a low rate, four on rollouts of three",
     "careful": "fair CRPS of two members, then of four at a low rate, then rollouts of three with four; finer bands",
     "fine": "fair CRPS of two members, one step, then three; finer bands",
     "heavy": "fair CRPS of two members, one step, then three; finer bands of weight 1",

@@ -57,7 +57,8 @@ class Size:
     bands : tuple of int
         Degrees up to which scales are scored apart.
     fine : tuple of int
-        The same for the plans that cut the small scales further, up to the last degree that the rows resolve.
+        The same for the plans that cut further: the small scales, up to the last degree that the rows resolve, and the
+        largest, whose band holds the mean, and so the drift of mass.
     """
 
     network: Callable[[], MosaicConfig]
@@ -73,8 +74,8 @@ class Size:
 
 
 SIZES = {
-    "bundled": Size(small, 64, 33, (8, 16, 24), (8, 16, 24, 28, 31)),
-    "evidence": Size(large, 96, 49, (12, 24, 36), (12, 24, 36, 42, 47)),
+    "bundled": Size(small, 64, 33, (8, 16, 24), (1, 8, 16, 24, 28, 31)),
+    "evidence": Size(large, 96, 49, (12, 24, 36), (1, 12, 24, 36, 42, 47)),
 }
 
 
