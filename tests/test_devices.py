@@ -129,7 +129,7 @@ def test_a_start_is_read_once_for_all_devices(monkeypatch):
 
 
 def test_a_replica_has_weights_and_tables_of_its_own():
-    from xmosaic.run import replica
+    from xmosaic.ready import replica
 
     assert replica(MODEL.network, torch.device("cpu")) is MODEL.network
     away = replica(MODEL.network, torch.device("meta"))

@@ -328,6 +328,22 @@ def test_one_variant_that_fails_does_not_stop_the_others(tmp_path, quick, monkey
     assert (tmp_path / "biased.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_model_is_gone_on_with_and_says_so(tmp_path, quick, monkeypatch):
+    train, data, _ = quick
+    plain, begun = xmosaic.train, []
+    monkeypatch.setattr(train.xmosaic, "train", lambda *a, **k: begun.append(k.get("init")) or plain(*a, **k))
+    first = train.train(data, tmp_path, train.Budget(updates=(2, 2), batch=2))
+    start = xmosaic.load_model(first)
+    last = train.train(data, tmp_path, train.Budget(updates=(2, 3, 2), batch=2), plan="further", begin=first)
+    assert begun[0] is None and begun[2].sha256 == start.sha256
+    run = xmosaic.load_model(last).provenance["run"]
+    assert (run["updates"], run["before"]["updates"]) == ([2, 3, 2], [2, 2])
+    told = script("report").training(run)
+    assert told.index("2 + 2 updates") < told.index("Then: a trained model") < told.index("2 + 3 + 2 updates")
+    with pytest.raises(SystemExit):
+        train.arguments(["a.zarr", "out", "--variants", "twin", "rows", "--begin", str(first)])
+
+
 def test_a_budget_that_does_not_fit_the_plan_is_told_at_once():
     train = script("train")
     train.Budget(updates=(3000, 400)).check("direct")

@@ -26,7 +26,7 @@ ORDER = [
     *("units", "variables", "dialects"),
     *("grid", "overlap", "healpix"),
     *("kernels", "model", "graph", "checkpoint"),
-    *("state", "data", "store", "steps", "choices", "plan", "run", "lazy", "overview", "forecast"),
+    *("state", "data", "store", "steps", "choices", "plan", "ready", "run", "lazy", "overview", "forecast"),
     *("diagnostics", "tracks", "plot", "explore", "evaluation", "report", "training"),
     *("accessor", "cli", "__init__", "__main__"),
 ]

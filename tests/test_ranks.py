@@ -148,6 +148,7 @@ CASES = {
     "members, mse": ({"parallel": "ddp", "parts": 2}, {"kind": "mse"}),
     "members, last step": ({"parallel": "ddp", "parts": 2}, {"backprop": 1}),
     "members of shards": ({"parallel": "fsdp", "parts": 2}, {"recompute": True}),
+    "shards, partly computed again": ({"parallel": "fsdp"}, {"recompute": "feed_forward"}),
 }
 
 

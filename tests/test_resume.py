@@ -277,12 +277,12 @@ def test_the_error_says_what_is_kept_and_comes_at_once(tmp_path, monkeypatch):
     store, stored = ZarrSink._store, threading.Event()
     calls = []
 
-    def fail(sink, region, fields):
+    def fail(sink, *piece):
         calls.append(1)
         if len(calls) == 3:
             stored.set()
             raise OSError(errno.ENOSPC, "No space left on device")
-        return store(sink, region, fields)
+        return store(sink, *piece)
 
     def wait(count):
         if count == 8:

@@ -105,9 +105,9 @@ def test_what_waits_to_be_written_does_not_grow_with_lead(tmp_path, monkeypatch)
     class Fields(dict):
         __hash__ = object.__hash__
 
-    def slow(sink, region, fields):
+    def slow(sink, *piece):
         time.sleep(0.02)
-        return store(sink, region, fields)
+        return store(sink, *piece)
 
     def watch(sink, region):
         fields = sink._filling.fields = Fields(sink._filling.fields)
@@ -132,9 +132,9 @@ def test_the_next_steps_are_made_while_one_is_written(tmp_path, monkeypatch):
     store, calls = ZarrSink._store, []
     forward = type(MODEL.network).forward
 
-    def wait(sink, region, fields):
+    def wait(sink, *piece):
         assert computed.wait(20), "the forecast waits for the writer"
-        return store(sink, region, fields)
+        return store(sink, *piece)
 
     def count(*args):
         calls.append(threading.current_thread().name)

@@ -328,13 +328,24 @@ def test_gradient_of_the_whole_loss_against_finite_differences():
 
 
 def test_recomputed_activations_give_the_same_gradients():
-    grads = []
-    for recompute in (False, True):
+    grads, kept = [], []
+    for recompute in (False, "feed_forward", True):
         module, arguments = _loss_module(dtype=torch.float32)
         module.network.recompute = recompute
-        module(*arguments)[0].backward()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            loss = module(*arguments)[0]
+        loss.backward()
         grads.append([w.grad.clone() for w in module.network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        kept.append(sum(sizes))
+    for other in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
+    # both halves of a gate and its output, at every point of every block: 2 samples × 3 members, 2 steps
+    config = module.network.config
+    blocks = [(s, s.encoder_depth + s.decoder_depth) for s in config.stages]
+    blocks.append((config.bottleneck, config.bottleneck.encoder_depth))
+    gates = sum(12 * depth * s.points * 3 * s.hidden for s, depth in blocks)
+    assert kept[0] - kept[1] >= gates and kept[1] > kept[2]
 
 
 def test_gradients_through_the_last_steps_alone():
@@ -401,7 +412,14 @@ def test_frozen_weights_stay():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
-    "changes", [{}, {"precision": "bfloat16"}, {"checkpoint_activations": True}, {"bands": (2, 4)}]
+    "changes",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"checkpoint_activations": True},
+        {"checkpoint_activations": "feed_forward"},
+        {"bands": (2, 4)},
+    ],
 )
 def test_recorded_updates_are_the_launched_ones(changes):
     """The same losses; where sums are made in no fixed order, as near as two launched runs are."""
@@ -823,7 +841,8 @@ def test_data_that_can_not_be_trained_on():
         ({"variables": {"geopotential": [500.5]}}, "whole levels"),
         ({"variables": {"geopotential": "500"}}, "whole levels"),
         ({"area_statistics": "false"}, "area_statistics.*'false'; expected True or False"),
-        ({"checkpoint_activations": 1}, "True or False"),
+        ({"checkpoint_activations": 1}, "True, False or 'feed_forward'"),
+        ({"checkpoint_activations": "all"}, "True, False or 'feed_forward'"),
         ({"clip": np.inf}, "clip"),
         ({"validate_every": 2.0}, "validate_every.*whole number"),
         ({"validation_members": 1}, "validation_members.*2 or more"),

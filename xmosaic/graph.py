@@ -65,6 +65,11 @@ class Captured(Generic[Result]):
             weight.grad = gradient
         return self._result
 
+    @property
+    def recorded(self) -> bool:
+        """Whether there is something to replay."""
+        return self._graph is not None
+
     def forget(self) -> None:
         """Give back the memory; the next call is recorded anew."""
         self._graph, self._inputs, self._gradients = None, {}, []
@@ -107,6 +112,11 @@ class Recorded:
         self._launched: dict[str, Any] = {}
         # the step that is launched before is its warm-up
         self._graph = Captured(lambda given: network(*given.values()), warm_up=0)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next step of the same shapes will be replayed without anything being launched."""
+        return self._graph.recorded
 
     def __call__(self, history: torch.Tensor, clock: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """The network's next state, a tensor of its own."""

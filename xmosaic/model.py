@@ -26,6 +26,7 @@ from .kernels import (
     add_norm_rows,
     block_means,
     combine,
+    gated_product,
     local_attention,
     multiply_rows,
     neighbor_attention,
@@ -40,6 +41,7 @@ from .kernels.reference import gated_sum, grouped_attention
 
 BRANCHES = ("local", "compressed", "selected")
 BLOCK_ORDERS = ("nested", "rows", "shuffled")
+Recompute = bool | Literal["feed_forward"]
 # Of the shuffled order alone; changing it changes what every network with that order was trained with.
 _SHUFFLE_SEED = 20260416
 
@@ -352,8 +354,9 @@ class Mosaic(nn.Module):
     ----------
     impl : str, optional
         Implementation of the attention operations; None chooses.
-    recompute : bool
-        Whether the blocks' activations are computed again on the way back instead of being kept.
+    recompute : bool or "feed_forward"
+        Whether the blocks' activations, or those of their feed-forward layers alone, are computed again on the way back
+        instead of being kept.
 
     Examples
     --------
@@ -382,7 +385,7 @@ class Mosaic(nn.Module):
         self.config = config
         self.grid_shape = (len(longitude), len(latitude))
         self.impl: str | None = None
-        self.recompute = False
+        self.recompute: Recompute = False
         first, last = config.stages[0], config.bottleneck
         grid, mesh = _grid_lonlat(longitude, latitude), _mesh_lonlat(first.nside)
         to_mesh, to_grid = neighbors if neighbors is not None else find_neighbors(config, longitude, latitude)
@@ -590,15 +593,14 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(config, stage) for _ in range(depth))
 
     def forward(
-        self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, recompute: bool = False
+        self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, recompute: Recompute = False
     ) -> torch.Tensor:
         update: torch.Tensor | None = None
         for block in self.blocks:
-            if recompute and torch.is_grad_enabled():
-                # nothing is drawn in a block; asking for the generator's state would break the capture of a CUDA graph
-                x, update = checkpoint(block, x, update, z, impl, use_reentrant=False, preserve_rng_state=False)
+            if recompute is True and torch.is_grad_enabled():
+                x, update = _again(block, x, update, z, impl)
             else:
-                x, update = block(x, update, z, impl)
+                x, update = block(x, update, z, impl, recompute == "feed_forward")
         return x if update is None else x + update
 
 
@@ -615,7 +617,12 @@ class Block(nn.Module):
         self.ffn = FeedForward(stage, config.noise_dim)
 
     def forward(
-        self, x: torch.Tensor, update: torch.Tensor | None, z: torch.Tensor | None, impl: str | None
+        self,
+        x: torch.Tensor,
+        update: torch.Tensor | None,
+        z: torch.Tensor | None,
+        impl: str | None,
+        recompute: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, normed = (x, self.norm(x)) if update is None else add_norm(x, update, impl=impl)
         update = self.attention(normed, impl)
@@ -623,7 +630,14 @@ class Block(nn.Module):
             x, rows = add_norm_rows(x, update, impl=impl)
             return x, self.ffn.from_rows(rows, z, impl)
         x, normed = add_norm(x, update, impl=impl)
-        return x, self.ffn(normed, z, impl)
+        again = recompute and torch.is_grad_enabled()
+        return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl)
+
+
+def _again(module: nn.Module, *args: Any) -> Any:
+    """What a module gives, computed again on the way back."""
+    # nothing is drawn in it; asking for the generator's state would break the capture of a CUDA graph
+    return checkpoint(module, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class FeedForward(nn.Module):
@@ -638,7 +652,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
         shift = None if self.noise_bias is None else self.noise_bias(z)
-        return self.w2(swiglu(self.w13(x), shift, impl=impl))
+        if torch.is_grad_enabled():
+            return self.w2(swiglu(self.w13(x), shift, impl=impl))
+        return self.w2(gated_product(x, self.w13.weight, shift, impl=impl))
 
     def from_rows(self, x: Rows, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
         """The same with products in 8 bits. Weights are rounded at each call: that is cheap, and never out of date."""

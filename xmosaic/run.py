@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import threading
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ from tqdm.auto import tqdm
 
 from .cards import duration
 from .errors import MosaicError, explain
-from .graph import Recorded
 from .model import Mosaic
 from .plan import Plan
+from .ready import SHELF
 from .steps import Step, clock_at, member_noise, rollout
 from .store import MemorySink, ZarrSink
 from .store.writer import Writer
@@ -136,9 +135,8 @@ class _Worker:
 
     def work(self, network: Mosaic, tasks: _Shared) -> None:
         """Make blocks until none is left."""
-        with _current(self.plan.device), Writer() as hand:
-            network = replica(network, self.plan.device)
-            step = Recorded(network) if self.plan.device.type == "cuda" else network
+        device, dtype = self.plan.device, self.plan.dtype
+        with _current(device), Writer() as hand, SHELF.lend(network, device, dtype) as step:
             for task in tasks:
                 self._block(step, task, hand)
             hand.drain()
@@ -212,17 +210,6 @@ def _network(plan: Plan) -> Iterator[Mosaic]:
         network.use_float8(False)
         if plan.dtype == torch.float64:
             network.float()
-
-
-def replica(network: Mosaic, device: torch.device) -> Mosaic:
-    """A network on a device: the one that was given if it is there, else one with weights and tables of its own."""
-    if next(network.parameters()).device == device:
-        return network
-    # straight to the device: copying first and moving then would take the weights' memory twice where they are
-    moved: dict[int, Any] = {id(b): b.to(device) for b in network.buffers()}
-    for p in network.parameters():
-        moved[id(p)] = torch.nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
-    return copy.deepcopy(network, moved)
 
 
 def _launched(states: Iterator[torch.Tensor], plan: Plan, rows: int) -> Iterator[torch.Tensor]:

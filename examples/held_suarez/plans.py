@@ -87,6 +87,12 @@ PLANS = {
         Part("low", 0.25, members=4, rate=0.2, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
         Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
     ),
+    # for a model that has been trained before: --begin
+    "further": (
+        Part("1", 0.5, rate=0.4, **FINE),
+        Part("low", 0.3, members=4, rate=0.1, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
+        Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
+    ),
     # single changes of "direct", to tell which of them helps
     "fine": (Part("1", 0.75, **FINE), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2, **FINE)),
     "heavy": (

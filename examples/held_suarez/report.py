@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import others
@@ -47,6 +49,7 @@ TRAINED = {
     "direct": "fair CRPS of two members, one step, then three",
     "warm": "squared error without noise, then fair CRPS: two members, four at a low rate, four on rollouts of three",
     "careful": "fair CRPS of two members, then of four at a low rate, then rollouts of three with four; finer bands",
+    "further": "a trained model, then fair CRPS: two members, four at a low rate, four on rollouts of three",
     "fine": "fair CRPS of two members, one step, then three; finer bands",
     "heavy": "fair CRPS of two members, one step, then three; finer bands of weight 1",
     "low": "fair CRPS of two members, then of four at a low rate, then rollouts of three; finer bands",
@@ -224,10 +227,8 @@ def card(folder: Path, run: dict) -> dict[str, str]:
         np.concatenate([z.sel(zonal_wavenumber=s).values.ravel() for z in zonal])
         for s in (slice(1, 10), slice(20, None))
     )
-    updates = " + ".join(str(n) for n in run.get("updates", ()))
     return {
-        "Training": f"{TRAINED[run.get('plan', 'direct')]}; {updates} updates in "
-        f"{run.get('minutes', float('nan')):.1f} minutes on {run.get('device', 'an unnamed device')}",
+        "Training": training(run),
         "Scores": f"{int(z500['samples'].max())} starts of the test year × "
         f"{int(z500['members'])} members; 500 hPa geopotential [m2 s-2] at "
         f"{', '.join(str(d.days) for d in LEADS)} days: "
@@ -239,6 +240,16 @@ def card(folder: Path, run: dict) -> dict[str, str]:
         f"Members' power over the truth's: {large.min():.2f} … {large.max():.2f} at zonal wavenumbers 1–10, "
         f"{small.min():.2f} … {small.max():.1f} from 20 on",
     }
+
+
+def training(run: Mapping[str, Any]) -> str:
+    """What `train.export` noted of a run, after that of the run that it went on from."""
+    updates = " + ".join(str(n) for n in run.get("updates", ()))
+    told = (
+        f"{TRAINED[run.get('plan', 'direct')]}; {updates} updates in "
+        f"{run.get('minutes', float('nan')):.1f} minutes on {run.get('device', 'an unnamed device')}"
+    )
+    return f"{training(run['before'])}. Then: {told}" if run.get("before") else told
 
 
 def package(folder: Path, data: Path = DATA, kept: Path = KEPT) -> None:

@@ -123,8 +123,9 @@ def train(
     size: str = "bundled",
     device: str = "cpu",
     seed: int = 0,
+    begin: Path | None = None,
 ) -> Path:
-    """Train a variant; the file of the model, OUT/NAME.safetensors, weights in 16 bits."""
+    """Train a variant, or go on from a model; the file of the model, OUT/NAME.safetensors, weights in 16 bits."""
     began, name, parts = time.perf_counter(), name or variant, PLANS[plan]
     precision = "bfloat16" if device.startswith("cuda") else "float32"
     make = functools.partial(settings, periods_of(ds), variant=variant, size=size, precision=precision, seed=seed)
@@ -137,7 +138,8 @@ def train(
     print(f"{name}: training begins after {time.perf_counter() - began:.0f} s", flush=True)
     for folder in folders(out, name, plan):
         shutil.rmtree(folder, ignore_errors=True)
-    began, model, speed = time.perf_counter(), None, []
+    began, speed = time.perf_counter(), []
+    before = model = xmosaic.load_model(begin) if begin else None
     for part, count, folder in zip(parts, counts, folders(out, name, plan), strict=True):
         config, loader = make(part, part.stage(budget.batch, count)), on(device)
         model = xmosaic.train(ds, config, out=folder, init=model, device=device, loader=loader, progress=True)
@@ -145,6 +147,8 @@ def train(
         print(*(f"{name}, {line}" for line in validations(model.history)), sep="\n", flush=True)
     facts = {"minutes": (time.perf_counter() - began) / 60, "milliseconds_per_update": [1e3 * s for s in speed]}
     facts |= {"updates": counts, "samples_per_update": [part.samples(budget.batch) for part in parts], "plan": plan}
+    if before is not None:
+        facts["before"] = before.provenance.get("run")
     facts["device"] = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
     return export(out, name, plan, variant, facts)
 
@@ -232,9 +236,10 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--batch", type=int, default=BATCH, help="samples per update")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin", type=Path, metavar="MODEL", help="to go on from, for a single variant")
     found = parser.parse_args(words)
-    if found.name and len(found.variants) > 1:
-        parser.error("--name is for a single variant")
+    if (found.name or found.begin) and len(found.variants) > 1:
+        parser.error("--name and --begin are for a single variant")
     return found
 
 
@@ -250,7 +255,7 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")
         ds = fitting(open_data(o.store), o.size)
         print(f"data of {ds.sizes['time']} times after {time.perf_counter() - BEGAN:.0f} s", flush=True)
-        given = {"name": o.name, "plan": o.plan, "size": o.size, "device": device, "seed": o.seed}
+        given = {"name": o.name, "plan": o.plan, "size": o.size, "device": device, "seed": o.seed, "begin": o.begin}
         bad = train_all(ds, o.out, budget, o.variants, **given)
     if bad:
         sys.exit(f"without a model: {', '.join(bad)}")

@@ -161,7 +161,8 @@ def stopwatches() -> Iterator[Spent]:
         (Fields, "physical", "states to physical fields"),
         (MemorySink, "write", "into memory"),
         (ZarrSink, "write", "into pieces, and waiting for the writer"),
-        (ZarrSink, "_store", "packed and written"),
+        (ZarrSink, "_pack", "packed and written, in several threads"),
+        (ZarrSink, "_store", "waited for packing and the disk, recorded"),
     ):
         before.append((owner, name, getattr(owner, name)))
         setattr(owner, name, spent.timed(label, getattr(owner, name)))

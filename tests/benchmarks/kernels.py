@@ -1,8 +1,8 @@
 """The kernels on a GPU: right first, then how fast, beside what PyTorch has for the same.
 
 ``python tests/benchmarks/kernels.py NAME …``, by default check, attention, neighbors, step and training. More, of
-kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu. Compiling takes most of the time: eight
-processes share the check, and ``check:2/4`` does the third of four parts.
+kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu; of kernel_gate.py: gated. Compiling takes most of
+the time: eight processes share the check, and ``check:2/4`` does the third of four parts.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ def cases() -> Iterator[Case]:
         yield f"block_means {(heads, d, size)}", partial(averaging, size), [x]
         yield f"combine {(heads, d, size)}", ops.combine, gates
         yield f"swiglu {heads * d}", ops.swiglu, [normal(2, 99, 2 * heads * d), normal(2, heads * d)]
+    # whole tiles, torn ones, of several samples, and too small for any
+    for shape in ((2, 512, 768, 3072), (1, 1000, 200, 264), (3, 333, 1280, 136), (2, 50, 40, 20)):
+        b, p, width, hidden = shape
+        inputs = [normal(b, p, width), normal(2 * hidden, width) * width**-0.5, normal(b, hidden)]
+        yield f"gated product {shape}", gating, inputs
+        yield f"gated product {shape}, no shift", gating, inputs[:2]
 
 
 def selecting(picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | None) -> torch.Tensor:
@@ -93,13 +99,22 @@ def averaging(size: int, x: torch.Tensor, impl: str | None) -> torch.Tensor:
     return ops.block_means(x, size, impl=impl)
 
 
+def gating(*x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """With gradients and without: the second may be another kernel."""
+    with torch.no_grad():
+        alone = ops.gated_product(*x, impl=impl)
+    return ops.gated_product(*x, impl=impl), alone
+
+
 def run(call: Callable, inputs: list[torch.Tensor], dtype: torch.dtype, weight: torch.Tensor) -> list[torch.Tensor]:
     """Outputs and gradients, weighted at random."""
     leaves = [x.to(dtype).requires_grad_() for x in inputs]
     out = call(*leaves)
     outs = out if isinstance(out, tuple) else (out,)
     weights = [weight[: o.numel()].view(o.shape).to(o) for o in outs]
-    return [*(o.detach() for o in outs), *torch.autograd.grad(outs, leaves, weights)]
+    kept = [i for i, o in enumerate(outs) if o.requires_grad]
+    gradients = torch.autograd.grad([outs[i] for i in kept], leaves, [weights[i] for i in kept])
+    return [*(o.detach() for o in outs), *gradients]
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -272,7 +287,7 @@ def training() -> None:
     history = torch.randn(1, 2, 2, 240, 121, 82, device=GPU)
     args = (history, torch.rand(1, 2, device=GPU), torch.randn(1, 2, 32, device=GPU))
     for impl in (None, "reference"):
-        for recompute in (False, True):
+        for recompute in (False, "feed_forward", True):
             network.impl, network.recompute = impl, recompute
             torch.cuda.reset_peak_memory_stats()
 
@@ -292,6 +307,7 @@ def training() -> None:
 
 
 def main() -> None:
+    import kernel_gate
     import kernel_parts as more
     import triton
 
@@ -299,6 +315,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, triton {triton.__version__}, {where}")
     parts = {more.variants, more.local, more.feed_forward, more.scaling, more.mesh, more.cpu}
     known = {f.__name__: f for f in (check, attention, neighbors, step, training, *parts)}
+    known["gated"] = kernel_gate.gated_product
     for word in sys.argv[1:] or ["check", "attention", "neighbors", "step", "training"]:
         name, *rest = word.split(":")
         known[name](*rest)

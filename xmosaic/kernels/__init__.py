@@ -4,6 +4,7 @@ from .choice import require_float8 as require_float8
 from .ops import add_norm as add_norm
 from .ops import block_means as block_means
 from .ops import combine as combine
+from .ops import gated_product as gated_product
 from .ops import local_attention as local_attention
 from .ops import neighbor_attention as neighbor_attention
 from .ops import rotate as rotate

@@ -184,3 +184,7 @@ def swiglu(ab: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
         return F.silu(a if shift is None else a + shift.unsqueeze(1)) * b
     # without a gradient one fresh tensor is enough: on a CPU, asking for memory takes as long as filling it
     return (F.silu(a) if shift is None else F.silu(a + shift.unsqueeze(1), inplace=True)).mul_(b)
+
+
+def gated_product(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    return swiglu(F.linear(x, weight), shift)

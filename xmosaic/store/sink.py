@@ -7,6 +7,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,9 @@ from . import record
 from .encoding import layouts, round_bits, sealed, shard_leads
 from .lock import Lock
 from .place import Place, Store, unwritable
-from .writer import Writer
+from .writer import Packers, Writer
+
+Region = tuple[slice, slice, slice]  # starts, members and leads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +70,19 @@ class ZarrSink:
 
     One chunk holds the full sphere of one time, member and lead; shards join the members of a block and several
     leads, so that the number of files stays bounded. Threads that make blocks of their own may call `write` at the same
-    time; one more packs and writes what they have filled. What is complete is recorded, shard by shard, after it is on
-    the disk (`record`).
+    time; others pack and write what they have filled, an array each, and one more records what is complete, region by
+    region, after it is on the disk (`record`).
 
     Parameters
     ----------
     store : path, URL, zarr Store or icechunk Repository
         Absent, empty, or begun by a request of the same settings: then what it holds is kept.
     request : Request
+
+    Notes
+    -----
+    Memory, however slow the store: a region (at most `SHARD_BYTES`) for each thread that calls `write`, one that is
+    recorded and one that waits; all of them may be packed meanwhile, and each packer holds an array's shard twice.
     """
 
     def __init__(self, store: Store, request: Request) -> None:
@@ -85,6 +93,9 @@ class ZarrSink:
         self._record: record.Record | None = None
         self._group: Any = None
         self._writer: Writer | None = None
+        self._packers: Packers | None = None
+        self._spare: list[Mapping[str, np.ndarray]] = []
+        self._guard = threading.Lock()
         self._filling = _Filling()
 
     # -------------------------------------------------------------------------------------------- begin and end
@@ -102,12 +113,17 @@ class ZarrSink:
             self._lock.release()
             raise
         self._writer = Writer(self._error)
+        # what a session is written to while another thread commits it would be lost
+        self._packers = None if self._place.shares_commits else Packers()
         return self
 
     def __exit__(self, *_: object) -> None:
         # what is whole is still written, whatever ended the forecast: it needn't be computed again
         if self._writer is not None:
             self._writer.stop()
+        if self._packers is not None:
+            self._packers.close()
+        self._spare.clear()
         self._lock.release()
 
     def _refuse_other_files(self) -> None:
@@ -213,30 +229,55 @@ class ZarrSink:
         count = min(self._leads, self._request.lengths[2] - first)
         if filling.where != (starts, members, first):
             filling.where = (starts, members, first)
-            filling.fields = {n: np.empty((*v.shape[:2], count, *v.shape[2:]), np.float32) for n, v in fields.items()}
+            filling.fields = self._blank({n: (*v.shape[:2], count, *v.shape[2:]) for n, v in fields.items()})
         for name, values in fields.items():
-            filling.fields[name][:, :, lead - first] = round_bits(values, self._request.keep_bits)
+            filling.fields[name][:, :, lead - first] = values
         if lead - first == count - 1:
             self._hand_over((starts, members, slice(first, first + count)))
 
-    def _hand_over(self, region: tuple[slice, slice, slice]) -> None:
+    def _blank(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
+        """Arrays to fill; those of a region that is written, if they fit: new memory costs more than filling it."""
+        with self._guard:
+            for k, fields in enumerate(self._spare):
+                if {n: v.shape for n, v in fields.items()} == shapes:
+                    return self._spare.pop(k)
+            self._spare.clear()
+        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+
+    def _hand_over(self, region: Region) -> None:
         assert self._writer is not None
         filling = self._filling
         fields, filling.fields, filling.where = filling.fields, {}, None
-        self._writer.put(functools.partial(self._store, region, fields))
+        self.check()
+        packed = []
+        if self._packers is not None:
+            packed = [self._packers.submit(self._pack, region, name, values) for name, values in fields.items()]
+        self._writer.put(functools.partial(self._store, region, fields, packed))
 
-    def _store(self, region: tuple[slice, slice, slice], fields: Mapping[str, np.ndarray]) -> None:
-        """Data first; then, once that lasts, the record."""
+    def _store(self, region: Region, fields: Mapping[str, np.ndarray], packed: Sequence[Future[None]]) -> None:
+        """Wait for the data; then, once those last, the record. One thread does this, region by region."""
         assert self._record is not None
-        self._lock.check()
-        for name, values in fields.items():
-            if self._request.scalar:
-                self._group[name][region[1:]] = values[0]
-            else:
-                self._group[name][region] = values
+        for future in packed:
+            future.result()
+        if self._packers is None:
+            for name, values in fields.items():
+                self._pack(region, name, values)
+        with self._guard:
+            self._spare.append(fields)
         self._place.sync()
         self._record.commit(region)
         self._place.sync()
+
+    def _pack(self, region: Region, name: str, values: np.ndarray) -> None:
+        self._lock.check()
+        if self._request.keep_bits is not None:
+            for k in np.ndindex(values.shape[:3]):  # a chunk at a time: what that takes stays small
+                values[k] = round_bits(values[k], self._request.keep_bits)
+        key, values = (region[1:], values[0]) if self._request.scalar else (region, values)
+        if self._packers is not None and self._place.any_loop:
+            self._packers.run(self._place.put(name, key, values))
+        else:
+            self._group[name][key] = values
 
     def end_block(self) -> None:
         """Commit what a block has written, for stores that know commits."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ArgumentError, explain
-from ..model import MosaicConfig, check_fields
+from ..model import MosaicConfig, Recompute, check_fields
 
 Period = tuple[str, str]
 Loss = Literal["crps", "biased_crps", "mse"]
@@ -114,8 +114,9 @@ class TrainConfig:
         themselves.
     precision : {"float32", "bfloat16"}
         Arithmetic of the matrix products; weights, sums and optimiser are float32.
-    checkpoint_activations : bool
-        Compute activations again on the way back instead of keeping them.
+    checkpoint_activations : bool or "feed_forward"
+        Compute activations again on the way back instead of keeping them: all that blocks have, or only those of their
+        feed-forward layers, which are half of them and cheap.
     seed : int
         Of weights, order of samples and noise.
     validate_every, validation_samples, validation_members : int
@@ -159,7 +160,7 @@ class TrainConfig:
     clip: float | None = 1.0
     ema: float | None = 0.999
     precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_activations: bool = False
+    checkpoint_activations: Recompute = False
     seed: int = 0
     validate_every: int = 500
     validation_samples: int = 32
@@ -188,8 +189,10 @@ class TrainConfig:
         for name in ("validate_every", "validation_samples", "save_every"):
             _check_count(name, getattr(self, name))
         _check_count("validation_members", self.validation_members, least)  # fair CRPS needs two
-        for name in ("area_statistics", "checkpoint_activations"):
-            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        _check(isinstance(self.area_statistics, bool), "area_statistics", self.area_statistics, "True or False")
+        again = self.checkpoint_activations
+        good = isinstance(again, bool) or again == "feed_forward"
+        _check(good, "checkpoint_activations", again, "True, False or 'feed_forward'")
         good = all(_is_int(n) and n >= 1 for n in self.bands) and list(self.bands) == sorted(set(self.bands))
         _check(good, "bands", self.bands, "ascending degrees from 1 up")
         above_zero = ("adam_rate", "weight_decay", "band_weight")

@@ -1,0 +1,283 @@
+"""Is the gate inside its product the gate after it, to twice the rounding, at any size, and only where no gradient is?
+
+On a GPU of another kind than Hopper, and wherever the tiles don't fit, the two steps run: right all the same. Triton's
+interpreter knows no bfloat16 products: those are checked by ``python tests/benchmarks/kernels.py check`` on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmosaic.errors import ArgumentError
+from xmosaic.kernels import gated_product, swiglu
+from xmosaic.model import FeedForward, StageConfig
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+
+from xmosaic.kernels import gated
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def normal(seed, *shapes):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(DEVICE) for s in shapes]
+
+
+def case(seed, batch, points, dim, hidden):
+    x, weight, shift = normal(seed, (batch, points, dim), (2 * hidden, dim), (batch, hidden))
+    return x, weight * dim**-0.5, shift
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Small tiles, so that small cases have many; and the arguments of every launch of the kernel."""
+    monkeypatch.setattr(gated, "_TILES", gated._Tiles(16, 16, 16, 4, 2))
+    seen, kernel = [], gated._gated
+
+    class Watched:
+        def __getitem__(self, grid):
+            return lambda *args, **options: (seen.append((grid, options)), kernel[grid](*args, **options))[1]
+
+    monkeypatch.setattr(gated, "_gated", Watched())
+    return seen
+
+
+def assert_as_good_as_two_steps(inputs, dtype, kernel_runs, launches):
+    """Error against float64 at most twice that of the product and the gate in the same precision; all is written."""
+    rounded = [None if x is None else x.to(dtype) for x in inputs]
+    exact = gated_product(*(None if x is None else x.double() for x in rounded), impl="reference")
+    before = len(launches)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    try:
+        with torch.no_grad():
+            got = gated_product(*rounded, impl="triton")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(launches) - before == kernel_runs
+    other = gated_product(*rounded, impl="reference")
+    assert got.dtype == other.dtype == dtype
+    assert got.shape == other.shape
+    error, allowed = ((x.double() - exact).norm() for x in (got, other))
+    assert error <= max(2 * allowed, 4 * torch.finfo(dtype).eps * exact.norm())
+
+
+HOPPER = DEVICE == "cpu" or torch.cuda.get_device_capability()[0] == 9
+# whole tiles; a last tile of rows, of outputs, of depth that is not full; samples of several tiles; many bands
+FITTING = [(2, 32, 32, 32), (1, 39, 16, 16), (1, 16, 16, 40), (1, 16, 56, 16), (3, 48, 24, 24), (1, 160, 16, 32)]
+# fewer than a tile of each axis, rows of other than 16 bytes, and a tile of two samples
+OTHERS = [
+    (1, 7, 16, 16),
+    (1, 16, 8, 16),
+    (1, 16, 16, 8),
+    (1, 16, 20, 16),
+    (1, 16, 16, 20),
+    (2, 8, 3, 5),
+    (3, 21, 16, 24),
+]
+
+
+@pytest.mark.parametrize("shape", FITTING)
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("way", [{"flat": True, "pairs": True}, {"flat": False, "pairs": False}], ids=str)
+def test_tiles_whole_and_torn(shape, shifted, way, launches, monkeypatch):
+    monkeypatch.setattr(gated, "_TILES", gated._TILES._replace(**way))
+    x, weight, shift = case(1, *shape)
+    assert_as_good_as_two_steps((x, weight, shift if shifted else None), torch.float16, int(HOPPER), launches)
+
+
+def test_tiles_of_several_samples_without_a_shift(launches):
+    assert_as_good_as_two_steps((*case(12, 3, 21, 16, 24)[:2], None), torch.float16, int(HOPPER), launches)
+
+
+@pytest.mark.parametrize("shape", OTHERS)
+def test_what_does_not_fit_takes_two_steps(shape, launches):
+    assert_as_good_as_two_steps(case(2, *shape), torch.float16, 0, launches)
+
+
+@pytest.mark.parametrize("shape", [FITTING[0], FITTING[4], OTHERS[-1]])
+def test_float32_stays_float32(shape, launches):
+    assert_as_good_as_two_steps(case(3, *shape), torch.float32, 0, launches)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 70), st.integers(1, 7), st.integers(1, 7))
+def test_any_size_is_the_two_steps(seed, batch, points, dim, hidden):
+    kept, gated._TILES = gated._TILES, gated._Tiles(16, 16, 16, 4, 2)
+    try:
+        assert_as_good_as_two_steps(case(seed, batch, points, 8 * dim, 8 * hidden), torch.float16, 0, [])
+    finally:
+        gated._TILES = kept
+
+
+@pytest.mark.parametrize("band", [1, 2, 8])
+def test_order_of_tiles_does_not_matter(band, launches, monkeypatch):
+    x, weight, shift = (t.half() for t in case(4, 1, 90, 16, 48))
+    expected = gated_product(x, weight, shift, impl="triton")
+    monkeypatch.setattr(gated, "_TILES", gated._TILES._replace(band=band))
+    assert torch.equal(gated_product(x, weight, shift, impl="triton"), expected)
+
+
+def test_a_shift_reaches_its_own_sample_alone(launches):
+    x, weight, shift = (t.half() for t in case(5, 3, 32, 16, 16))
+    plain = gated_product(x, weight, impl="triton")
+    shift[0], shift[2] = 0, 0
+    got = gated_product(x, weight, shift, impl="triton")
+    assert torch.equal(got[::2], plain[::2])
+    assert (got[1] != plain[1]).float().mean() > 0.9
+    assert len(launches) == 2 * HOPPER
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")  # numpy's, of the interpreter
+@pytest.mark.parametrize("pairs", [True, False])
+def test_large_small_and_no_numbers(pairs, launches, monkeypatch):
+    """SiLU of far negative ones is nothing, of far positive ones the identity; NaN stays where it is."""
+    monkeypatch.setattr(gated, "_TILES", gated._TILES._replace(pairs=pairs))
+    x = torch.zeros(1, 16, 16, device=DEVICE, dtype=torch.float16)
+    x[0, :, 0] = torch.linspace(-300, 300, 16)
+    x[0, :, 1] = 1
+    weight = torch.zeros(32, 16, device=DEVICE, dtype=torch.float16)
+    weight[:16, 0], weight[16:, 1] = 1, 1
+    # of one output alone, the neighbour of those that share its special instructions
+    weight[5, 2], x[0, 3, 2] = 1, torch.nan
+    got = gated_product(x, weight, impl="triton")[0]
+    expected = F.silu(x[0, :, :1].float()).expand(16, 16).clone()
+    # a product is a sum over all inputs, and nothing times NaN is NaN
+    assert got.isnan().any(1).nonzero().flatten().tolist() == [3]
+    expected[3] = torch.nan
+    torch.testing.assert_close(got.float(), expected, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
+def test_no_number_in_a_shift_stays_in_its_output(launches):
+    x, weight, shift = (t.half() for t in case(11, 1, 16, 16, 16))
+    expected = gated_product(x, weight, shift, impl="triton")
+    shift[0, 5] = torch.nan
+    got = gated_product(x, weight, shift, impl="triton")
+    assert got[..., 5].isnan().all()
+    others = [i for i in range(16) if i != 5]
+    assert torch.equal(got[..., others], expected[..., others])
+
+
+def test_memory_order_and_place_do_not_matter(launches):
+    x, weight, shift = (t.half() for t in case(6, 2, 32, 16, 32))
+    expected = gated_product(x, weight, shift, impl="triton")
+    moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in (x, weight, shift)]
+    turned = [t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (x, weight, shift)]
+    for other in (moved, turned):
+        assert torch.equal(gated_product(*other, impl="triton"), expected)
+
+
+def test_gradients_are_those_of_the_two_steps(launches):
+    inputs = [t.float() for t in case(7, 2, 32, 16, 16)]
+
+    def gradients(function):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        function(*leaves).square().sum().backward()
+        return [t.grad for t in leaves]
+
+    expected = gradients(lambda x, w, s: swiglu(F.linear(x, w), s, impl="reference"))
+    for impl in ("triton", "reference"):
+        for a, b in zip(gradients(partial(gated_product, impl=impl)), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert not launches
+
+
+@pytest.mark.parametrize("noise", [0, 8])
+def test_the_layer_takes_it_without_gradients_alone(noise, launches):
+    stage = StageConfig(2, 16, 2, 1, local_size=16, block_size=8, block_count=2)
+    layer = FeedForward(stage, noise).to(DEVICE, torch.float16)
+    x, z = (t.half() for t in normal(8, (2, 48, 16), (2, 8)))
+    with_gradients = layer(x, z, impl="triton")
+    assert with_gradients.requires_grad
+    assert not launches
+    with torch.inference_mode():
+        got = layer(x, z, impl="triton")
+    assert len(launches) == HOPPER
+    torch.testing.assert_close(got, with_gradients.detach(), rtol=1e-2, atol=1e-2 * float(got.abs().max()))
+
+
+def test_autocast_narrows_all_inputs(launches):
+    x, weight, shift = (t.float() for t in case(9, 2, 32, 16, 32))
+    with torch.no_grad(), torch.autocast(DEVICE, torch.float16):
+        got = gated_product(x, weight, shift, impl="triton")
+        assert gated_product(x, weight, shift, impl="reference").dtype == torch.float16
+    assert torch.equal(got, gated_product(x.half(), weight.half(), shift.half(), impl="triton"))
+    assert len(launches) == 2 * HOPPER
+
+
+def test_it_stands_in_a_compiled_graph(launches):
+    """As one operation, whose result's shape and dtype are known without running it."""
+    x, weight, shift = (t.half() for t in case(10, 2, 32, 16, 32))
+    torch.library.opcheck(gated._gated_op, (x, weight, shift), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(gated._gated_op, (x, weight, None), test_utils=("test_schema", "test_faketensor"))
+    compiled = torch.compile(gated._gated_op, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x, weight, shift), gated_product(x, weight, shift, impl="triton"))
+
+
+def test_it_runs_on_the_device_of_its_tensors(launches, monkeypatch):
+    """Several GPUs of one process, each with a thread of its own: the current one may be another."""
+    x, weight, shift = (t.half() for t in case(13, 1, 16, 16, 16))
+    entered, kept = [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda t: entered.append(t.device) or kept(t))
+    gated_product(x, weight, shift, impl="triton")
+    assert entered == [x.device]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        (((1, 6, 4), (6, 5), None), "x and weight don't belong together"),
+        (((1, 6, 4), (5, 4), None), "x and weight don't belong together"),
+        (((6, 4), (6, 4), None), "x and weight don't belong together"),
+        (((2, 6, 4), (6, 4), (1, 3)), "shift has another shape"),
+    ],
+)
+def test_shapes_that_do_not_belong_together(shapes, text):
+    with pytest.raises(ArgumentError, match=text):
+        gated_product(*(None if s is None else torch.ones(s) for s in shapes))
+    with pytest.raises(ArgumentError, match="does not exist"):
+        gated_product(torch.ones(1, 6, 4), torch.ones(6, 4), impl="nonsense")
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xmosaic.kernels import gated
+
+tiles, names = gated._TILES, gated._gated.arg_names
+fixed = dict(DIM=768, HIDDEN=3072, M=tiles.rows, N=tiles.cols, K=tiles.depth, BAND=tiles.band)
+fixed |= dict(SHIFT=True, FLAT=tiles.flat, PAIRS=tiles.pairs)
+blocks = dict(x_ptr=f"{tiles.rows},{tiles.depth}", weight_ptr=f"2,{tiles.cols},{tiles.depth}")
+blocks |= dict(out_ptr=f"{tiles.rows},{tiles.cols}")
+kinds = {n: f"tensordesc<bf16[{b}]>" for n, b in blocks.items()} | dict(shift_ptr="*bf16", rows="i32", points="i32")
+kinds |= dict.fromkeys(fixed, "constexpr")
+source = ASTSource(gated._gated, {n: kinds[n] for n in names}, {(names.index(n),): v for n, v in fixed.items()})
+options = dict(num_warps=tiles.warps, num_stages=tiles.stages)
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+for word in ("wgmma.mma_async", "cp.async.bulk.tensor.3d.shared", "cp.async.bulk.tensor.2d.global"):
+    print(word in made.asm["ptx"])
+# a multiprocessor's shared memory, of which each program has a kilobyte less than its share
+print((made.metadata.shared + 1024) * tiles.programs <= 228 * 1024)
+print(".local" not in made.asm["ptx"] and "convert_layout" not in made.asm["ttgir"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles for GPUs on Linux alone")
+def test_it_compiles_for_hopper_and_uses_its_matrix_units(tmp_path):
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["True"] * 5

@@ -1,0 +1,160 @@
+"""Is a network that was kept on a device the one that the next forecast means?"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+
+import pytest
+import torch
+
+from xmosaic import ready
+from xmosaic.model import Mosaic, MosaicConfig, StageConfig
+
+FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")  # nothing is computed there
+HEADS = {"num_heads": 2, "num_kv_heads": 1, "local_size": 4, "block_size": 4, "block_count": 2}
+WIDE = torch.float32
+
+
+class Stand:
+    """Stands for `Recorded`: counts its steps, and says that it has recorded from the second on."""
+
+    made = 0
+
+    def __init__(self, network):
+        self.network, self.steps = network, 0
+        Stand.made += 1
+
+    @property
+    def recorded(self):
+        return self.steps > 1
+
+    def __call__(self, *inputs):
+        self.steps += 1
+        return self.network(*inputs)
+
+
+def network():
+    import numpy as np
+
+    config = MosaicConfig(
+        stages=(StageConfig(nside=2, dim=16, **HEADS),),
+        bottleneck=StageConfig(nside=1, dim=16, decoder_depth=0, **HEADS),
+        num_variables=1,
+        num_neighbors=4,
+    )
+    made = Mosaic(config, np.arange(0, 360, 60.0), np.linspace(-90, 90, 4))
+    return made.requires_grad_(False).eval()
+
+
+INPUTS = (torch.zeros(1, 2, 2, 6, 4, 1), torch.zeros(1, 2), torch.ones(1, 2, 32))
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    monkeypatch.setattr(ready, "Recorded", Stand)
+    # the second device's copy lies in this memory too
+    monkeypatch.setattr(ready, "replica", lambda n, device: n if device == FIRST else copy.deepcopy(n))
+    Stand.made = 0
+    return ready.Shelf()
+
+
+def lent(shelf, model, device=FIRST, dtype=WIDE, steps=2):
+    with shelf.lend(model, device, dtype) as step:
+        states = [step(*INPUTS) for _ in range(steps)]
+    return step, states[-1]
+
+
+def test_the_next_forecast_finds_what_the_last_has_recorded(shelf):
+    model = network()
+    first, a = lent(shelf, model)
+    second, b = lent(shelf, model)
+    assert second is first and torch.equal(a, b) and Stand.made == 1
+    other, _ = lent(shelf, model, SECOND)
+    assert other is not first and lent(shelf, model, SECOND)[0] is other and lent(shelf, model)[0] is first
+
+
+@pytest.mark.parametrize("change", ["other", "dtype", "moved", "impl", "precision"])
+def test_what_a_recording_depends_on_makes_a_new_one(shelf, change, monkeypatch):
+    model = network()
+    first, _ = lent(shelf, model)
+    dtype = WIDE
+    if change == "other":
+        model = network()
+    elif change == "dtype":
+        dtype = torch.bfloat16
+    elif change == "moved":
+        model.double().float()
+    elif change == "impl":
+        model.impl = "reference"
+    else:
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert lent(shelf, model, dtype=dtype)[0] is not first
+
+
+@pytest.mark.parametrize("device", [FIRST, SECOND])
+def test_new_values_of_weights_are_followed_on_every_device(shelf, device):
+    model = network()
+    first, old = lent(shelf, model, device)
+    for p in model.parameters():
+        p.data.mul_(1.5)  # no counter of versions sees this
+    again, new = lent(shelf, model, device)
+    assert again is first and torch.equal(new, model(*INPUTS)) and not torch.equal(new, old)
+
+
+def test_two_forecasts_at_once_have_a_step_each(shelf):
+    model = network()
+    with shelf.lend(model, FIRST, WIDE) as one, shelf.lend(model, FIRST, WIDE) as two:
+        assert one is not two
+
+
+def test_a_step_that_failed_or_was_never_recorded_is_not_kept(shelf):
+    model = network()
+    seen = []
+
+    def broken():
+        with shelf.lend(model, FIRST, WIDE) as step:
+            seen.extend([step, step(*INPUTS), step(*INPUTS)])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    single, _ = lent(shelf, model, steps=1)
+    assert single is not seen[0] and lent(shelf, model)[0] is not single
+
+
+def test_a_network_that_goes_takes_its_recording_with_it(shelf):
+    model, other = network(), network()
+    lent(shelf, model)
+    lent(shelf, other, SECOND)
+    del model
+    gc.collect()
+    assert list(shelf._kept) == [SECOND]
+    shelf.clear()
+    assert not shelf._kept
+
+
+def test_many_forecasts_from_many_threads_are_all_right(shelf):
+    """Networks that come and go, on two devices, as tasks of dask would have it."""
+    models, bad = [network() for _ in range(3)], []
+
+    def work(seed):
+        for i in range(10):
+            model = models[(seed + i) % 3]
+            if not torch.equal(lent(shelf, model, (FIRST, SECOND)[i % 2])[1], model(*INPUTS)):
+                bad.append((seed, i))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not bad
+
+
+def test_on_a_cpu_nothing_is_recorded_or_kept():
+    shelf, model = ready.Shelf(), network()
+    with shelf.lend(model, torch.device("cpu"), WIDE) as step:
+        assert step is model
+    assert not shelf._kept

@@ -1,0 +1,136 @@
+"""Networks that are ready on their devices: copied there, and on a GPU recorded, for this forecast and the next."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .graph import Recorded
+from .model import Mosaic
+from .steps import Step
+
+
+class Shelf:
+    """Keeps, for each GPU, the step that was recorded there last, until another one is, or its network is gone.
+
+    Launching and recording a step of the full network takes a third of a second, and on several GPUs at once, where
+    threads wait for one interpreter, twice that. A forecast of ten steps takes six seconds on one.
+
+    Notes
+    -----
+    What is kept is used again if nothing that the recording holds has changed: where the weights and tables lie, the
+    arithmetic, and the implementation. The weights' values may have; copies on other devices follow them. Two forecasts
+    at the same time on one device don't share a recording: what is lent is not on the shelf.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[torch.device, _Ready] = {}
+        self._lock = threading.RLock()  # a network may go while it is held
+
+    @contextmanager
+    def lend(self, network: Mosaic, device: torch.device, dtype: torch.dtype) -> Iterator[Step]:
+        """A step of a network on a device, in inference.
+
+        Parameters
+        ----------
+        network : Mosaic
+            On any device.
+        device : torch.device
+        dtype : torch.dtype
+            Of the arithmetic that the caller sets.
+        """
+        if device.type != "cuda":
+            yield replica(network, device)
+            return
+        state = _state(network, dtype)
+        ready = self._take(network, device, state) or self._make(network, device, state)
+        ready.follow(network)
+        yield ready.step
+        # after an error nobody knows what was recorded, and after a single step nothing was
+        if ready.step.recorded:
+            self._keep(ready)
+
+    def clear(self) -> None:
+        """Give back the memory of all that is kept."""
+        with self._lock:
+            self._kept.clear()
+
+    def _take(self, network: Mosaic, device: torch.device, state: tuple[Any, ...]) -> _Ready | None:
+        """What is kept, if it fits; what doesn't is forgotten, before another takes as much memory."""
+        with self._lock:
+            found = self._kept.pop(device, None)
+        return found if found is not None and found.origin() is network and found.state == state else None
+
+    def _keep(self, ready: _Ready) -> None:
+        with self._lock:
+            self._kept[ready.device] = ready
+
+    def _make(self, network: Mosaic, device: torch.device, state: tuple[Any, ...]) -> _Ready:
+        ready = _Ready(network, device, state)
+        # a network that goes takes its recording with it
+        weakref.finalize(network, self._forget, weakref.ref(ready)).atexit = False
+        return ready
+
+    def _forget(self, reference: weakref.ref[_Ready]) -> None:
+        ready = reference()
+        with self._lock:
+            if ready is not None and self._kept.get(ready.device) is ready:
+                del self._kept[ready.device]
+
+
+SHELF = Shelf()
+atexit.register(SHELF.clear)  # while there still is a driver
+
+
+class _Ready:
+    """A network on a GPU with its recorded step; holds a copy that it has made, but not the network it was given."""
+
+    def __init__(self, network: Mosaic, device: torch.device, state: tuple[Any, ...]) -> None:
+        self.origin, self.device, self.state = weakref.ref(network), device, state
+        there = replica(network, device)
+        self._copy = None if there is network else there
+        reference = weakref.ref(there)
+
+        def step(*inputs: torch.Tensor | None) -> torch.Tensor:
+            called = reference()
+            assert called is not None  # whoever calls holds it
+            return called(*inputs)
+
+        self.step = Recorded(step)
+
+    @torch.no_grad()
+    def follow(self, network: Mosaic) -> None:
+        """Give the copy the weights and tables that the network has today."""
+        if self._copy is not None:
+            for own, given in zip(_tensors(self._copy), _tensors(network), strict=True):
+                own.copy_(given, non_blocking=True)
+
+
+def _tensors(network: Mosaic) -> Iterator[torch.Tensor]:
+    return itertools.chain(network.parameters(), network.buffers())
+
+
+def _state(network: Mosaic, dtype: torch.dtype) -> tuple[Any, ...]:
+    """All that a recording depends on but the shapes of its inputs."""
+    places = tuple((t.data_ptr(), t.dtype) for t in _tensors(network))
+    ways = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    return places, dtype, network.impl, *ways
+
+
+def replica(network: Mosaic, device: torch.device) -> Mosaic:
+    """A network on a device: the one that was given if it is there, else one with weights and tables of its own."""
+    if next(network.parameters()).device == device:
+        return network
+    # straight to the device: copying first and moving then would take the weights' memory twice where they are
+    moved: dict[int, Any] = {id(b): b.to(device) for b in network.buffers()}
+    for p in network.parameters():
+        moved[id(p)] = torch.nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
+    return copy.deepcopy(network, moved)
