@@ -29,6 +29,7 @@ import xarray as xr
 from full_step import SHARED, random_era5, twice
 
 import xmosaic
+from xmosaic import ready
 from xmosaic import run as running
 from xmosaic.checkpoint import Model
 from xmosaic.graph import Recorded
@@ -157,7 +158,7 @@ def stopwatches() -> Iterator[Spent]:
     spent, before = Spent(), []
     for owner, name, label in (
         (State, "history", "input: read, checked, normalised"),
-        (running, "replica", "weights copied to the other devices"),
+        (ready, "replica", "weights copied to the other devices"),
         (Fields, "physical", "states to physical fields"),
         (MemorySink, "write", "into memory"),
         (ZarrSink, "write", "into pieces, and waiting for the writer"),
