@@ -279,7 +279,8 @@ def report(device: Any, first: float, times: list[float], seconds: float, spent:
     print(f"\non {device}: {statistics.median(times):.2f} s (", end="")
     print(", ".join(f"{t:.2f}" for t in times) + f"); first call, {STEPS_TO_WARM} steps: {first:.1f} s")
     for i in range(torch.cuda.device_count()):
-        print(f"  cuda:{i}: at most {torch.cuda.max_memory_allocated(i) / 1e9:.1f} GB")
+        # what recordings keep isn't allocated, but held
+        print(f"  cuda:{i}: at most {torch.cuda.max_memory_reserved(i) / 1e9:.1f} GB")
     outside(spent, seconds)
 
 

@@ -20,20 +20,16 @@ Call = Callable[..., torch.Tensor]
 
 WAYS = (
     Tiles(128, 128, 64, 8, 4),
-    Tiles(128, 128, 64, 8, 4, pairs=False),
-    Tiles(128, 128, 64, 8, 4, flat=False),
     Tiles(128, 128, 128, 8, 2),
     Tiles(256, 64, 64, 8, 4),
-    Tiles(128, 64, 64, 4, 3, programs=2),
 )
 STAGES = ((49152, 768), (12288, 1024), (3072, 1280))
 """Points and width of the feed-forward layers of the published networks, hidden four times as wide."""
 
 
 def named(tiles: Tiles) -> str:
-    words = f"{tiles.rows} x (2 x {tiles.cols}) x {tiles.depth}, {tiles.warps} warps, {tiles.stages} deep"
-    words += f", bands of {tiles.band}" + (f", {tiles.programs} at once" if tiles.programs > 1 else "")
-    return words + ("" if tiles.flat else ", one loop in the other") + ("" if tiles.pairs else ", no pairs")
+    size = f"{tiles.rows} x (2 x {tiles.cols}) x {tiles.depth}"
+    return f"{size}, {tiles.warps} warps, {tiles.stages} deep, bands of {tiles.band}"
 
 
 @contextmanager
@@ -61,18 +57,9 @@ def cut(tiles: Tiles, *inputs: torch.Tensor) -> torch.Tensor:
         return gated._gated_op(*inputs)
 
 
-def by_warps(lead: int, x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    import kernel_gate_warps  # Gluon moves from version to version; it must not keep the others from running
-
-    return kernel_gate_warps.launch(lead, x, weight, shift)
-
-
 def ways() -> dict[str, Call]:
     """Every candidate by name."""
-    leads: dict[str, Call] = {
-        f"loads by a warp of their own, second half {n} behind": partial(by_warps, n) for n in (0, 1)
-    }
-    return leads | {named(tiles): partial(cut, tiles) for tiles in WAYS}
+    return {named(tiles): partial(cut, tiles) for tiles in WAYS}
 
 
 def tried(name: str) -> str:

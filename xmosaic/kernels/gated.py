@@ -22,18 +22,14 @@ from . import gates
 
 
 @triton.jit
-def _sigmoid(a, M: tl.constexpr, N: tl.constexpr, PAIRS: tl.constexpr):
-    """Special instructions bind: an inverse root squared takes one, a quotient more; with `PAIRS` two share theirs."""
-    if PAIRS:
-        # no product of two passes what float32 holds; and NaN is left out here, so that it stays where it is
-        e = 1.0 + tl.exp2(tl.minimum(a * -1.4426950408889634, 63.0))
-        even, odd = tl.split(tl.reshape(e, (M, N // 2, 2)))
-        root = tl.rsqrt(even * odd)
-        share = root * root
-        return tl.reshape(tl.join(share * odd, share * even), (M, N))
-    else:
-        root = tl.rsqrt(1.0 + tl.exp2(a * -1.4426950408889634))
-        return root * root
+def _sigmoid(a, M: tl.constexpr, N: tl.constexpr):
+    """Special instructions bind: an inverse root squared takes one, a quotient more; two neighbours share theirs."""
+    # no product of two passes what float32 holds; and NaN is left out here, so that it stays where it is
+    e = 1.0 + tl.exp2(tl.minimum(a * -1.4426950408889634, 63.0))
+    even, odd = tl.split(tl.reshape(e, (M, N // 2, 2)))
+    root = tl.rsqrt(even * odd)
+    share = root * root
+    return tl.reshape(tl.join(share * odd, share * even), (M, N))
 
 
 @triton.jit
@@ -51,13 +47,12 @@ def _gated(
     K: tl.constexpr,
     BAND: tl.constexpr,
     SHIFT: tl.constexpr,
-    FLAT: tl.constexpr,
-    PAIRS: tl.constexpr,
 ):
     """Tiles of `M` rows, which share a shift, and `N` outputs, one after the other by each program."""
     COLS: tl.constexpr = (HIDDEN + N - 1) // N
     tiles = tl.cdiv(rows, M) * COLS
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLAT):
+    # flat: the next tile's first operands are on their way while this one is gated
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         # `BAND` tiles of rows go through all weights before the next: both stay in the second-level cache
         band = tile // (BAND * COLS) * BAND
         height = tl.minimum(tl.cdiv(rows, M) - band, BAND)
@@ -72,28 +67,21 @@ def _gated(
         if SHIFT:
             cols = col + tl.arange(0, N)
             a += tl.load(shift_ptr + row // points * HIDDEN + cols, mask=cols < HIDDEN, other=0.0)[None, :]
-        out_ptr.store([row, col], (a * b * _sigmoid(a, M, N, PAIRS)).to(out_ptr.dtype))
+        out_ptr.store([row, col], (a * b * _sigmoid(a, M, N)).to(out_ptr.dtype))
 
 
 class _Tiles(NamedTuple):
-    """Rows, outputs and depth of a tile, warps, stages of the pipeline, programs at once on a multiprocessor.
-
-    `band` tiles of rows go through all weights together. With `flat` the next tile's first operands are on their way
-    while this one is gated; `pairs` is said at `_sigmoid`.
-    """
+    """Rows, outputs and depth of a tile, warps, stages of the pipeline; `band` tiles of rows go through all weights."""
 
     rows: int
     cols: int
     depth: int
     warps: int
     stages: int
-    programs: int = 1
     band: int = 8
-    flat: bool = True
-    pairs: bool = True
 
 
-# One of those that tests/benchmarks/kernels.py compares on an H200.
+# The fastest of those that `python tests/benchmarks/kernels.py gated` compares on an H200.
 _TILES = _Tiles(128, 128, 64, 8, 4)
 
 
@@ -132,7 +120,7 @@ def _gated_op(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None)
         TensorDescriptor.from_tensor(out.view(-1, hidden), [tiles.rows, tiles.cols]),
     )
     count = triton.cdiv(batch * points, tiles.rows) * triton.cdiv(hidden, tiles.cols)
-    grid = (min(count, tiles.programs * _processors(x.device)),)
+    grid = (min(count, _processors(x.device)),)
     _gated[grid](
         *operands,
         x if shift is None else shift.contiguous(),
@@ -145,8 +133,6 @@ def _gated_op(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None)
         K=tiles.depth,
         BAND=tiles.band,
         SHIFT=shift is not None,
-        FLAT=tiles.flat,
-        PAIRS=tiles.pairs,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
