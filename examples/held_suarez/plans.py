@@ -71,6 +71,8 @@ FINE: dict[str, Any] = {"fine": True}
 # of the noise that bfloat16 adds to an output, that part of the spectrum has a tenth of the truth's power
 EXACT = {"precision": "float32"}
 HEAVY = {"band_weight": 1.0}
+# by states, geopotential counts a sixteenth of what vertical velocity does, and its members are too far apart
+EVEN = {"error_scale": "change"}
 
 PLANS = {
     "direct": (Part("1", 0.75), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2)),
@@ -92,6 +94,11 @@ PLANS = {
         Part("1", 0.5, rate=0.4, **FINE),
         Part("low", 0.3, members=4, rate=0.1, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
         Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
+    ),
+    "even": (
+        Part("1", 0.5, rate=0.4, fine=True, training=EVEN),
+        Part("low", 0.3, members=4, rate=0.1, fewer=2, fine=True, training=EVEN | HEAVY | {"ema": 0.999}),
+        Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=EVEN | HEAVY),
     ),
     # single changes of "direct", to tell which of them helps
     "fine": (Part("1", 0.75, **FINE), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2, **FINE)),

@@ -50,6 +50,7 @@ TRAINED = {
     "warm": "squared error without noise, then fair CRPS: two members, four at a low rate, four on rollouts of three",
     "careful": "fair CRPS of two members, then of four at a low rate, then rollouts of three with four; finer bands",
     "further": "a trained model, then fair CRPS: two members, four at a low rate, four on rollouts of three",
+    "even": "a trained model, then the same with errors over the change of a step",
     "fine": "fair CRPS of two members, one step, then three; finer bands",
     "heavy": "fair CRPS of two members, one step, then three; finer bands of weight 1",
     "low": "fair CRPS of two members, then of four at a low rate, then rollouts of three; finer bands",

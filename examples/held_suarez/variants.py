@@ -137,6 +137,7 @@ VARIANTS = {
     "bundled": Variant("bundled model"),
     "twin": Variant("deterministic twin: squared error, no noise", changed(noise_dim=0), MSE),
     "points": Variant("without scores of single scales", training={"bands": ()}),
+    "change": Variant("errors over the change of a step", training={"error_scale": "change"}),
     "biased": Variant("biased CRPS", training={"loss": "biased_crps"}),
     "residual": Variant("residual output: the change of the state", changed(residual=True)),
     "coarse_entry": Variant("compress first: enter at the coarser mesh", coarse_entry),

@@ -62,12 +62,12 @@ class Bands(nn.Module):
         self.register_buffer("size", torch.ones(len(truncations) + 1, 1), persistent=False)
 
     def measure(self, states: torch.Tensor) -> None:
-        """Set the sizes: root mean square of every channel's bands, less the mean state.
+        """Set the sizes: root mean square of every channel's bands, less the mean over time.
 
         Parameters
         ----------
         states : Tensor, (time, longitude, latitude, channel)
-            Normalised.
+            Normalised; or their changes over a step.
         """
         wide = self.size.device, self.size.dtype
         parts = self.split((states - states.mean(0)).to(*wide))

@@ -97,6 +97,10 @@ class TrainConfig:
         field's, over its own size; see `xmosaic.training.bands.Bands`. None by default, as in the paper.
     band_weight : float
         Weight of the bands' mean loss; the field's own has 1.
+    error_scale : {"state", "change"}
+        What errors are measured in: the standard deviation of each channel (and size of each band), or how much it
+        changes in a step. By the first, fields that hardly change, such as geopotential, count little beside those that
+        can't be forecast as well, such as vertical velocity.
     area_statistics : bool
         Mean and standard deviation with cell areas; the published ones are without.
     adam_rate : float
@@ -152,6 +156,7 @@ class TrainConfig:
     channel_weights: Any = "level"
     bands: tuple[int, ...] = ()
     band_weight: float = 0.3
+    error_scale: Literal["state", "change"] = "state"
     area_statistics: bool = False
     adam_rate: float = 0.03
     weight_decay: float = 0.01
@@ -189,6 +194,7 @@ class TrainConfig:
         for name in ("validate_every", "validation_samples", "save_every"):
             _check_count(name, getattr(self, name))
         _check_count("validation_members", self.validation_members, least)  # fair CRPS needs two
+        _check(self.error_scale in ("state", "change"), "error_scale", self.error_scale, "'state' or 'change'")
         _check(isinstance(self.area_statistics, bool), "area_statistics", self.area_statistics, "True or False")
         again = self.checkpoint_activations
         good = isinstance(again, bool) or again == "feed_forward"

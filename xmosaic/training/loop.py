@@ -36,6 +36,7 @@ from .optim import Optimiser, split_parameters
 from .ranks import Parallel, Ranks
 from .samples import TrainingData
 from .saving import States
+from .scales import by_change, sampled
 from .schedule import EarlyStopping, Ema, learning_rate
 from .setup import channels_of, datasets_of, network_of, same_config
 from .shards import copied, whole
@@ -43,7 +44,6 @@ from .step import TRAINING, RolloutLoss, check_finite, noise_of
 from .validate import validate
 
 _SEED_OF_STAGE = 1_000_003
-_STATES_FOR_BANDS = 64
 
 
 def train(
@@ -285,12 +285,13 @@ class _Run:
         sharded = self.ranks.sharded
         self.network = copy.deepcopy(self.model.network) if sharded else self.model.network.to(device)
         self.network.recompute = c.checkpoint_activations
-        weights = latitude_weights(self.data.grid), channel_weights(self.schema, c.channel_weights)
+        alpha, bands = self._scales()
+        weights = latitude_weights(self.data.grid), alpha
         area, alpha = (torch.as_tensor(w, dtype=torch.float32, device=device) for w in weights)
         self.split = split_parameters(self.network, c.frozen)
         for name, weight in self.network.named_parameters():
             weight.requires_grad_(name not in set(self.split.frozen))
-        self.module = RolloutLoss(self.network, area, alpha, c.loss, self._bands(), c.band_weight)
+        self.module = RolloutLoss(self.network, area, alpha, c.loss, bands, c.band_weight)
         self.loss = self.ranks.wrap(self.module, c.precision)
         # where ranks have all weights each makes Muon's products for itself, and nothing stands against recording them
         captured = self.graphed or (cuda_graph is not False and device.type == "cuda" and not sharded)
@@ -303,18 +304,21 @@ class _Run:
         if self.folder is not None:
             self.states = States(self.folder, self.ranks, self.network, self.optimiser, self.ema)
 
-    def _bands(self) -> Bands | None:
-        """Scores of single scales, over their sizes in some states of the training period."""
-        c, data, channels = self.config, self.data, len(self.schema.state)
-        if not c.bands:
-            return None
-        bands = Bands(data.grid, c.bands, c.loss)
-        times = data.windows(c.train, 1).starts
-        some = times[np.unique(np.linspace(0, len(times) - 1, _STATES_FOR_BANDS).round().astype(int))]
-        fields = self.ranks.once(lambda: data.fields(some)[:, :channels])
-        mean, std = (v[:channels, None, None] for v in (self.mean, self.std))
-        bands.measure(torch.from_numpy((fields - mean) / std).permute(0, 3, 2, 1))
-        return bands.to(self.ranks.device)
+    def _scales(self) -> tuple[Any, Bands | None]:
+        """Weights of the channels, and scores of single scales, each over its size in some of the training period."""
+        c, data = self.config, self.data
+        alpha, bands = channel_weights(self.schema, c.channel_weights), None
+        moving = c.error_scale == "change"
+        if not (moving or c.bands):
+            return alpha, None
+        states = self.ranks.once(lambda: sampled(data, c.train, self.mean, self.std, moving))
+        if moving:
+            alpha = by_change(alpha, states, data.grid, c.loss)
+        if c.bands:
+            bands = Bands(data.grid, c.bands, c.loss)
+            bands.measure(states)
+            bands = bands.to(self.ranks.device)
+        return alpha, bands
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
