@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from models import make_dataset, make_model
 
+import xmosaic
 from xmosaic import ready
 from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 
@@ -158,3 +161,74 @@ def test_on_a_cpu_nothing_is_recorded_or_kept():
     with shelf.lend(model, torch.device("cpu"), WIDE) as step:
         assert step is model
     assert not shelf._kept
+
+
+# Turns
+
+CPU = torch.device("cpu")
+
+
+def test_threads_that_want_the_same_have_the_network_at_once():
+    model, met = network(), threading.Barrier(3, timeout=20)
+
+    def work():
+        with ready.arranged(model, CPU, WIDE):
+            met.wait()  # breaks unless all are in
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not met.broken
+
+
+def test_another_arithmetic_waits_for_its_turn_and_leaves_everything_as_it_was():
+    model, order, inside = network(), [], threading.Event()
+
+    def wide():
+        with ready.arranged(model, CPU, torch.float64) as own:
+            order.append(next(own.parameters()).dtype)
+
+    with ready.arranged(model, CPU, WIDE):
+        thread = threading.Thread(target=lambda: (inside.set(), wide()))
+        thread.start()
+        inside.wait()
+        thread.join(0.2)
+        order.append(next(model.parameters()).dtype)
+    thread.join(20)
+    assert order == [torch.float32, torch.float64]
+    assert next(model.parameters()).dtype == torch.float32
+    assert not any(getattr(m, "float8", False) for m in model.modules())
+
+
+def test_eight_bits_last_as_long_as_anyone_uses_them():
+    model, layers = network(), []
+    with ready.arranged(model, CPU, torch.float8_e4m3fn):
+        with ready.arranged(model, CPU, torch.float8_e4m3fn):
+            pass
+        layers = [m.float8 for m in model.modules() if hasattr(m, "float8")]
+    assert layers and all(layers)
+
+
+def test_a_network_that_could_not_be_arranged_is_free_again(monkeypatch):
+    model = network()
+    with monkeypatch.context() as patch:
+        patch.setattr(Mosaic, "use_float8", lambda self, on: 1 / 0 if on else self)
+        with pytest.raises(ZeroDivisionError), ready.arranged(model, CPU, torch.float8_e4m3fn):
+            pass
+    with ready.arranged(model, CPU, torch.float64) as own:
+        assert next(own.parameters()).dtype == torch.float64
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_forecasts_of_one_model_in_several_threads_are_those_made_alone():
+    ds, model = make_dataset(), make_model()
+
+    def forecast(dtype):
+        return xmosaic.forecast(ds, "3D", 2, model=model, dtype=dtype, progress=False)
+
+    alone = {dtype: forecast(dtype) for dtype in ("float32", "float64", "bfloat16")}
+    with ThreadPoolExecutor(6) as pool:
+        for dtype, made in [(d, pool.submit(forecast, d)) for d in list(alone) * 3]:
+            assert made.result().equals(alone[dtype]), dtype

@@ -1,4 +1,4 @@
-"""Networks that are ready on their devices: copied there, and on a GPU recorded, for this forecast and the next."""
+"""Networks made ready: on their devices and in their arithmetic, and on a GPU recorded, for the next forecast too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,63 @@ import torch
 from .graph import Recorded
 from .model import Mosaic
 from .steps import Step
+
+
+class _Turn:
+    """Who uses a network, and how."""
+
+    def __init__(self) -> None:
+        self.free, self.users, self.way = threading.Condition(), 0, (torch.device("cpu"), torch.float32)
+
+
+_TURNS: weakref.WeakKeyDictionary[Mosaic, _Turn] = weakref.WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+@contextmanager
+def arranged(network: Mosaic, device: torch.device, dtype: torch.dtype) -> Iterator[Mosaic]:
+    """A network on a device and in an arithmetic, for all threads that want the same of it; others wait for their turn.
+
+    Parameters
+    ----------
+    network : Mosaic
+        Moved and changed where it is: its weights are the memory that counts.
+    device : torch.device
+    dtype : torch.dtype
+        Of the weights for float64; of the feed-forward layers' products for float8_e4m3fn.
+
+    Yields
+    ------
+    Mosaic
+        The same.
+    """
+    with _GUARD:
+        turn = _TURNS.setdefault(network, _Turn())
+    with turn.free:
+        turn.free.wait_for(lambda: not turn.users or turn.way == (device, dtype))
+        turn.users += 1
+        turn.way = device, dtype
+        try:
+            if turn.users == 1:
+                network.to(device, torch.float64 if dtype == torch.float64 else None)
+                network.use_float8(dtype == torch.float8_e4m3fn)
+        except BaseException:  # no memory, for one
+            _leave(network, turn)
+            raise
+    try:
+        yield network
+    finally:
+        with turn.free:
+            _leave(network, turn)
+
+
+def _leave(network: Mosaic, turn: _Turn) -> None:
+    turn.users -= 1
+    if not turn.users:
+        network.use_float8(False)
+        if turn.way[1] == torch.float64:
+            network.float()
+        turn.free.notify_all()
 
 
 class Shelf:

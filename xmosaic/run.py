@@ -18,7 +18,7 @@ from .cards import duration
 from .errors import MosaicError, explain
 from .model import Mosaic
 from .plan import Plan
-from .ready import SHELF
+from .ready import SHELF, arranged
 from .steps import Step, clock_at, member_noise, rollout
 from .store import MemorySink, ZarrSink
 from .store.writer import Writer
@@ -35,7 +35,7 @@ def run(plan: Plan, sink: MemorySink | ZarrSink, bar: Bar) -> None:
     stop = threading.Event()
     tasks = _Shared(_tasks(plan, sink, bar), stop)
     threads = torch.get_num_threads()
-    with _network(plan) as network:
+    with arranged(plan.model.network, plan.device, plan.dtype) as network:
         if len(plan.devices) == 1:
             return _Worker(plan, sink, bar, stop).work(network, tasks)
         workers = [_Worker(plan.on(device), sink, bar, stop) for device in plan.devices]
@@ -196,20 +196,6 @@ class _Worker:
         if fields is not None and lead is not None:
             self.sink.write(task.starts, task.members, lead, fields)
         self.bar.update(state.shape[0] * state.shape[1])
-
-
-@contextlib.contextmanager
-def _network(plan: Plan) -> Iterator[Mosaic]:
-    """The network on the plan's first device and in its arithmetic."""
-    network = plan.model.network.to(plan.device)
-    try:
-        if plan.dtype == torch.float64:
-            network.double()
-        yield network.use_float8(plan.dtype == torch.float8_e4m3fn)
-    finally:
-        network.use_float8(False)
-        if plan.dtype == torch.float64:
-            network.float()
 
 
 def _launched(states: Iterator[torch.Tensor], plan: Plan, rows: int) -> Iterator[torch.Tensor]:
