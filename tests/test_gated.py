@@ -22,7 +22,7 @@ from xmosaic.errors import ArgumentError
 from xmosaic.kernels import gated_product, swiglu
 from xmosaic.model import FeedForward, StageConfig
 
-pytest.importorskip("triton", reason="Triton is not installed here")
+triton = pytest.importorskip("triton", reason="Triton is not installed here")
 
 from xmosaic.kernels import gated
 
@@ -155,6 +155,10 @@ def test_large_small_and_no_numbers(launches):
     assert len(launches) == HOPPER
 
 
+@pytest.mark.skipif(
+    DEVICE == "cpu" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
+    reason="the interpreter of Triton before 3.9 lets NaN through tl.minimum; GPUs don't",
+)
 def test_no_number_in_a_shift_stays_in_its_output(launches):
     x, weight, shift = (t.half() for t in case(11, 1, 16, 16, 16))
     expected = gated_product(x, weight, shift, impl="triton")

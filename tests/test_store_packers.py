@@ -15,7 +15,7 @@ from models import make_dataset, make_model
 
 import xmosaic
 from xmosaic.errors import StoreError
-from xmosaic.store import ZarrSink, encoding, writer
+from xmosaic.store import ZarrSink, encoding, record, sink, writer
 from xmosaic.store.lock import Lock
 from xmosaic.store.record import Record
 from xmosaic.store.synced import SyncedStore
@@ -199,3 +199,36 @@ def test_memory_is_filled_anew_if_it_fits(tmp_path, monkeypatch):
     stored = run(tmp_path / "fc.zarr", lead="21D", members=2, time="2020-03-01")
     assert len(filled) == 11 and len({id(next(iter(fields.values()))) for fields in filled}) <= 4
     same(stored, run(None, lead="21D", members=2, time="2020-03-01"))
+
+
+def test_a_layout_that_broke_off_may_have_been_for_other_shards(tmp_path, monkeypatch):
+    """Shards follow the package's constants; of two threads that fill one, each would undo the other's work."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "mark", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "fc.zarr")
+    held = zarr.open_group(tmp_path / "fc.zarr", mode="r", use_consolidated=False)["xmosaic_record"]
+    assert held["written"].chunks[2] == 2 and not held.attrs["ready"]
+    monkeypatch.setattr(encoding, "SHARD_LEADS", 10)
+    same(run(tmp_path / "fc.zarr"), run(None))
+    group = zarr.open_group(tmp_path / "fc.zarr", mode="r", use_consolidated=False)
+    assert group["geopotential"].shards[1:3] == group["xmosaic_record/written"].chunks[1:] == (2, 5)
+
+
+def test_regions_that_share_a_file_are_written_by_one_thread(tmp_path, monkeypatch):
+    """As no call of ours lays them out: what begins a store so, another must still end right."""
+    plain, threads = encoding.layouts, set()
+    monkeypatch.setattr(sink, "layouts", lambda v, members, leads, bits: plain(v, members, 5, bits))
+    wrap(monkeypatch, ZarrSink, "_pack", before=lambda *_: threads.add(threading.get_ident()))
+    same(run(tmp_path / "fc.zarr"), run(None))
+    assert len(threads) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(encoding, "SHARD_LEADS", 2)
+    wrap(monkeypatch, ZarrSink, "_pack", before=lambda *_: (threads.add(threading.get_ident()), time.sleep(0.01)))
+    threads.clear()
+    run(tmp_path / "other.zarr")
+    assert len(threads) > 1

@@ -114,7 +114,8 @@ class ZarrSink:
             raise
         self._writer = Writer(self._error)
         # what a session is written to while another thread commits it would be lost
-        self._packers = None if self._place.shares_commits else Packers()
+        several = not self._place.shares_commits and self._files_apart()
+        self._packers = Packers() if several else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,6 +148,13 @@ class ZarrSink:
             self._create(held is None)
         self._record = record.Record(self._group)
         self._members, self._leads = self._record.shard  # as they were laid out, whatever one would choose today
+
+    def _files_apart(self) -> bool:
+        """Whether each region has shards of its own: of two threads that fill one, each would undo the other's work."""
+        arrays = self._request.variables.items()
+        sizes = {name: dict(zip(v.dims, self._group[name].shards or (), strict=False)) for name, v in arrays}
+        wanted = {"number": self._members, "prediction_timedelta": self._leads}
+        return all(size.get(dim) == count for size in sizes.values() for dim, count in wanted.items())
 
     def _held(self) -> dict[str, Any] | None:
         try:
