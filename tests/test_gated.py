@@ -24,7 +24,7 @@ from xmosaic.model import FeedForward, StageConfig
 
 triton = pytest.importorskip("triton", reason="Triton is not installed here")
 
-from xmosaic.kernels import gated
+from xmosaic.kernels import gated  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -255,7 +255,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xmosaic.kernels import gated
+from xmosaic.kernels import gated  # noqa: E402
 
 tiles, names = gated._TILES, gated._gated.arg_names
 fixed = dict(DIM=768, HIDDEN=3072, M=tiles.rows, N=tiles.cols, K=tiles.depth, BAND=tiles.band)

@@ -86,10 +86,18 @@ def create_record(group: Any, settings: Mapping[str, Any]) -> None:
 def create_arrays(group: Any, lengths: tuple[int, int, int], commit: tuple[int, int, int]) -> None:
     """Make the arrays of the record."""
     held = group[RECORD]
-    # what is there was made by a call that came no further, perhaps for other shards; the lock beside it stays
-    again: dict[str, Any] = {"compressors": sealed(), "overwrite": True}
-    held.create_array("written", shape=lengths, chunks=commit, dtype=bool, fill_value=False, **again)
-    held.create_array("inputs", shape=(lengths[0], 32), chunks=(1, 32), dtype="uint8", fill_value=0, **again)
+    # one that is there was made by a call that came no further; the lock in it must stay
+    if "written" not in held:
+        held.create_array("written", shape=lengths, chunks=commit, dtype=bool, fill_value=False, compressors=sealed())
+    if "inputs" not in held:
+        shape = (lengths[0], 32)
+        held.create_array("inputs", shape=shape, chunks=(1, 32), dtype="uint8", fill_value=0, compressors=sealed())
+
+
+def held_shard(group: Any) -> tuple[int, int] | None:
+    """Members and leads of a shard as a call that came no further wanted them; None if it had not come that far."""
+    held = group[RECORD]
+    return tuple(held["written"].chunks[1:]) if "written" in held else None
 
 
 def held_settings(group: Any) -> dict[str, Any] | None:

@@ -170,6 +170,7 @@ class ZarrSink:
             record.create_record(self._group, request.settings)
         for name in list(self._group.array_keys()):  # of a call that was killed before anything was written
             del self._group[name]
+        self._members, self._leads = record.held_shard(self._group) or (self._members, self._leads)
         encoding = layouts(request.variables, self._members, self._leads, request.keep_bits)
         labels = {str(name): {"compressors": sealed()} for name in request.template.coords}
         data = {}
