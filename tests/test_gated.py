@@ -255,7 +255,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xmosaic.kernels import gated  # noqa: E402
+from xmosaic.kernels import gated
 
 tiles, names = gated._TILES, gated._gated.arg_names
 fixed = dict(DIM=768, HIDDEN=3072, M=tiles.rows, N=tiles.cols, K=tiles.depth, BAND=tiles.band)

@@ -74,6 +74,13 @@ HEAVY = {"band_weight": 1.0}
 # by states, geopotential counts a sixteenth of what vertical velocity does, and its members are too far apart
 EVEN = {"error_scale": "change"}
 
+# for a model that has been trained before: --begin
+FURTHER = (
+    Part("1", 0.5, rate=0.4, **FINE),
+    Part("low", 0.3, members=4, rate=0.1, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
+    Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
+)
+
 PLANS = {
     "direct": (Part("1", 0.75), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2)),
     # a network without noise learns more per second: one member, and an error that no draw of noise blurs
@@ -89,17 +96,8 @@ PLANS = {
         Part("low", 0.25, members=4, rate=0.2, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
         Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
     ),
-    # for a model that has been trained before: --begin
-    "further": (
-        Part("1", 0.5, rate=0.4, **FINE),
-        Part("low", 0.3, members=4, rate=0.1, fewer=2, fine=True, training=HEAVY | {"ema": 0.999}),
-        Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=HEAVY),
-    ),
-    "even": (
-        Part("1", 0.5, rate=0.4, fine=True, training=EVEN),
-        Part("low", 0.3, members=4, rate=0.1, fewer=2, fine=True, training=EVEN | HEAVY | {"ema": 0.999}),
-        Part("3", 0.2, ROLLOUT, members=4, rate=0.05, fewer=4, fine=True, training=EVEN | HEAVY),
-    ),
+    "further": FURTHER,
+    "even": tuple(dataclasses.replace(part, training={**part.training, **EVEN}) for part in FURTHER),
     # single changes of "direct", to tell which of them helps
     "fine": (Part("1", 0.75, **FINE), Part("3", 0.25, ROLLOUT, rate=0.25, fewer=2, **FINE)),
     "heavy": (
