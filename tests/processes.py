@@ -6,6 +6,8 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -17,6 +19,15 @@ import torch.distributed as dist
 _HERE = str(Path(__file__).parent)
 # What is imported late, where it is needed, would take each process seconds.
 _LATE = ("healpy", "matplotlib.pyplot", "sklearn.neighbors", "torch._dynamo", "torch.distributed.checkpoint")
+
+
+def said_by_triton(script: str, cache: Path) -> str:
+    """What a script prints that compiles kernels for a GPU: where they are interpreted, nothing can be compiled."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def process_of(work: Any, *arguments: Any, **named: Any) -> Any:

@@ -6,16 +6,14 @@ checked by ``python tests/benchmarks/kernels.py check`` on a GPU.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import said_by_triton
 
 from xmosaic.errors import ArgumentError
 from xmosaic.kernels import (
@@ -394,9 +392,6 @@ print("rows", "cvt.rn.satfinite.e4m3x2" in made.asm["ptx"])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles for GPUs on Linux alone")
 def test_they_compile_for_hopper_and_use_its_matrix_units(tmp_path):
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    said = said_by_triton(COMPILE, tmp_path)
     attention = [f"{name} {whole} True True" for name in ("forward", "query", "key") for whole in (False, True)]
-    assert done.stdout.split("\n")[:8] == [*attention, "neighbors True", "rows True"]
+    assert said.split("\n")[:8] == [*attention, "neighbors True", "rows True"]
