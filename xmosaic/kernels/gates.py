@@ -139,8 +139,10 @@ _ROWS = 2
 def _sum_norm_op(
     x: torch.Tensor, update: torch.Tensor | None, position: torch.Tensor | None, times: int, eps: float
 ) -> torch.Tensor:
-    out, (points, d) = torch.empty_like(x), x.shape[-2:]
-    batch, width = x.numel() // max(1, points * d), triton.next_power_of_2(d)
+    out, d = torch.empty_like(x), x.shape[-1]
+    # without a position all samples are one, row after row
+    points = x.numel() // d if position is None else len(position)
+    batch, width = x.numel() // (points * d), triton.next_power_of_2(d)
     rows = _ROWS if width <= 1024 else 1
     _sum_norm[(triton.cdiv(points, rows) * batch,)](
         x,
