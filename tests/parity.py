@@ -97,7 +97,9 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor, offset: torch.Tens
 
 
 def _compare(network: Mosaic, name: str, expected: torch.Tensor, result: dict[str, float]) -> Any:
-    def hook(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        # of a stage: features, and what is still to be added
+        output = output if isinstance(output, torch.Tensor) else output[0] + output[1]
         result[name] = relative_error(output.transpose(0, 1), expected)
 
     return network.get_submodule(name).register_forward_hook(hook)

@@ -824,7 +824,7 @@ def test_interpolation_is_attention_to_the_neighbors():
             part = slice(4 * h, 4 * h + 4)
             weights = ((query[t, :, part] * key[0, near, part]).sum(-1) / 2).softmax(0)
             out[t, part] = weights @ value[0, near, part]
-    torch.testing.assert_close(module(x)[0], out @ module.to_o.weight.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module(norm(x))[0], out @ module.to_o.weight.T, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=10, deadline=None)

@@ -26,6 +26,7 @@ from .kernels import (
     add_norm_rows,
     block_means,
     combine,
+    combine_selected,
     gated_product,
     local_attention,
     multiply_rows,
@@ -34,6 +35,7 @@ from .kernels import (
     rotate,
     select_blocks,
     selected_attention,
+    sum_norm,
     swiglu,
     swiglu_rows,
 )
@@ -42,6 +44,7 @@ from .kernels.reference import gated_sum, grouped_attention
 BRANCHES = ("local", "compressed", "selected")
 BLOCK_ORDERS = ("nested", "rows", "shuffled")
 Recompute = bool | Literal["feed_forward"]
+Picked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 # Of the shuffled order alone; changing it changes what every network with that order was trained with.
 _SHUFFLE_SEED = 20260416
 
@@ -398,7 +401,7 @@ class Mosaic(nn.Module):
         )
         if config.noise_dim:
             self.noise_generator = nn.ModuleDict({"to_noise": _linear(config.noise_dim, config.noise_dim)})
-        self.preprocess = nn.Sequential(
+        self.preprocess = _Layers(
             _linear(config.input_width, first.dim),
             RMSNorm(),
             nn.SiLU(),
@@ -413,10 +416,9 @@ class Mosaic(nn.Module):
         pairs = list(zip(config.stages, (*config.stages[1:], last), strict=True))
         self.downsample_layers = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
         self.upsample_layers = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in reversed(pairs))
-        self.postprocess = nn.Sequential(
+        self.postprocess = _Layers(
             RMSNorm(), _linear(first.dim, first.dim), nn.SiLU(), _linear(first.dim, config.num_variables)
         )
-        self.norm = RMSNorm()
         self.init_weights()
 
     def forward(self, history: torch.Tensor, clock: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -439,17 +441,20 @@ class Mosaic(nn.Module):
         self._check_inputs(history, clock, noise)
         batch, member = history.shape[:2]
         z = self._project_noise(noise)
-        x = self.preprocess(self._features(history, clock))
-        x = self.interp_to_hp(x, self.impl)
+        x = self.preprocess(self._features(history, clock), self.impl)
+        x = self.interp_to_hp(sum_norm(x, impl=self.impl), self.impl)
         skips = []
         for stage, down in zip(self.encoder_stages, self.downsample_layers, strict=True):
-            x = stage(x, z, self.impl, self.recompute)
+            x = _sum(*stage(x, z, self.impl, self.recompute))
             skips.append(x)
-            x = down(x)
-        x = self.bottleneck(x, z, self.impl, self.recompute)
+            x = down(x, self.impl)
+        x, update = self.bottleneck(x, z, self.impl, self.recompute)
         for stage, up in zip(self.decoder_stages, self.upsample_layers, strict=True):
-            x = stage(up(x, skips.pop()), z, self.impl, self.recompute)
-        x = self.postprocess(self.interp_to_ll(self.norm(x), self.impl))
+            x = up(_sum(x, update), skips.pop(), self.impl)
+            x, update = stage(x, z, self.impl, self.recompute)
+        # its own norm, and the one before the interpolation
+        x = self.interp_to_ll(sum_norm(x, update, times=2, impl=self.impl), self.impl)
+        x = self.postprocess(x, self.impl)
         x = x.to(history.dtype).view(batch, member, *self.grid_shape, self.config.num_variables)
         return x + history[:, :, -1, ..., : self.config.num_variables] if self.config.residual else x
 
@@ -551,8 +556,21 @@ class Mosaic(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, without weights, with torch's default epsilon."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:])
+    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
+        return sum_norm(x, impl=impl)
+
+
+class _Layers(nn.Sequential):
+    """One after the other; norms are told how."""
+
+    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
+        for layer in self:
+            x = layer(x, impl) if isinstance(layer, RMSNorm) else layer(x)
+        return x
+
+
+def _sum(x: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor:
+    return x if update is None else x + update
 
 
 def _linear(fan_in: int, fan_out: int) -> nn.Linear:
@@ -560,7 +578,9 @@ def _linear(fan_in: int, fan_out: int) -> nn.Linear:
 
 
 class NeighborAttention(nn.Module):
-    """Cross-attention from each target point to its nearest source points: the way between grid and mesh."""
+    """Cross-attention from each target point to its nearest source points, of normalised features: the way between grid
+    and mesh.
+    """
 
     def __init__(self, stage: StageConfig, source: np.ndarray, target: np.ndarray, neighbors: np.ndarray) -> None:
         super().__init__()
@@ -574,7 +594,6 @@ class NeighborAttention(nn.Module):
         self.register_buffer("direction", _directions(source, target, neighbors), persistent=False)
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
-        x = F.rms_norm(x, x.shape[-1:])
         to_key, to_value = self.to_kv.weight.chunk(2)
         heads, d, width = self.num_heads, self.head_dim, x.shape[-1]
         # Three numbers per head instead of a key: (W_q r)·(W_k x) = r·(W_qᵀ W_k x); the weights stay as published.
@@ -586,7 +605,7 @@ class NeighborAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution."""
+    """Blocks at one resolution: features, and what the last block adds to them."""
 
     def __init__(self, config: MosaicConfig, stage: StageConfig, depth: int) -> None:
         super().__init__()
@@ -594,25 +613,24 @@ class Stage(nn.Module):
 
     def forward(
         self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, recompute: Recompute = False
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         update: torch.Tensor | None = None
         for block in self.blocks:
             if recompute is True and torch.is_grad_enabled():
                 x, update = _again(block, x, update, z, impl)
             else:
                 x, update = block(x, update, z, impl, recompute == "feed_forward")
-        return x if update is None else x + update
+        return x, update
 
 
 class Block(nn.Module):
     """x ← x + Attention(norm x); x ← x + FeedForward(norm x, z).
 
-    What a block adds last is handed on, to be added in one pass with the next block's norm.
+    What a block adds last is handed on, to be added in one pass with the next norm.
     """
 
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
-        self.norm = RMSNorm()
         self.attention = BlockSparseAttention(config, stage)
         self.ffn = FeedForward(stage, config.noise_dim)
 
@@ -624,7 +642,7 @@ class Block(nn.Module):
         impl: str | None,
         recompute: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, normed = (x, self.norm(x)) if update is None else add_norm(x, update, impl=impl)
+        x, normed = (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
         update = self.attention(normed, impl)
         if self.ffn.float8:
             x, rows = add_norm_rows(x, update, impl=impl)
@@ -695,8 +713,12 @@ class BlockSparseAttention(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
-        gate, outputs = self._attend(x if self.aligned else x.index_select(1, self.order), impl)
-        out = self.to_o(self._gated(gate, outputs, impl).flatten(2))
+        gate, outputs, picked = self._attend(x if self.aligned else x.index_select(1, self.order), impl)
+        if picked is not None and len(outputs) == 2:
+            out = combine_selected(*picked, self.stage.block_size, gate, outputs[0], outputs[1], impl=impl)
+        else:
+            out = self._gated(gate, outputs + self._selected(picked, impl), impl)
+        out = self.to_o(out.flatten(2))
         return out if self.aligned else out.index_select(1, self.back)
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
@@ -710,14 +732,17 @@ class BlockSparseAttention(nn.Module):
         -------
         Tensor, (branch, batch, point, dim)
         """
-        gate, outputs = self._attend(x if self.aligned else x.index_select(1, self.order), "reference")
+        gate, outputs, picked = self._attend(x if self.aligned else x.index_select(1, self.order), "reference")
+        outputs += self._selected(picked, "reference")
         zeros = [torch.zeros_like(o) for o in outputs]
         alone = [[*zeros[:i], output, *zeros[i + 1 :]] for i, output in enumerate(outputs)]
         out = torch.stack([self.to_o(self._gated(gate, one, "reference").flatten(2)) for one in alone])
         return out if self.aligned else out.index_select(2, self.back)
 
-    def _attend(self, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The gate's logits, and each branch's (batch, point or block, head, d), points in the order of the blocks."""
+    def _attend(self, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, list[torch.Tensor], Picked | None]:
+        """The gate's logits, each branch's (batch, point or block, head, d), points in the order of the blocks, and
+        instead of the selected one its queries, keys, values and picked blocks.
+        """
         s = self.stage
         weights = (m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp))
         q, k, v, gate = _joined(x, *weights)
@@ -727,7 +752,8 @@ class BlockSparseAttention(nn.Module):
         # attention wants (batch, head, point, d)
         q, k, q_mean, k_mean = (t.transpose(1, 2) for t in (q, k, q_mean, k_mean))
         values, v = v, v.transpose(1, 2)
-        outputs = []
+        outputs: list[torch.Tensor] = []
+        picked: Picked | None = None
         if "local" in self.branches:
             outputs.append(local_attention(q, k, v, s.local_size, impl=impl))
         if "compressed" in self.branches:
@@ -736,8 +762,13 @@ class BlockSparseAttention(nn.Module):
             outputs.append(grouped_attention(grouped, k_mean, v_mean, s.head_dim**-0.5).flatten(1, 2))
         if "selected" in self.branches:
             indices = select_blocks(q_mean, k_mean, s.block_count, grouping=self.grouping, impl=impl)
-            outputs.append(selected_attention(q, k, v, indices, s.block_size, impl=impl))
-        return gate, [x.transpose(1, 2) for x in outputs]
+            picked = (q, k, v, indices)
+        return gate, [x.transpose(1, 2) for x in outputs], picked
+
+    def _selected(self, picked: Picked | None, impl: str | None) -> list[torch.Tensor]:
+        if picked is None:
+            return []
+        return [selected_attention(*picked, self.stage.block_size, impl=impl).transpose(1, 2)]
 
     def _gated(self, gate: torch.Tensor, outputs: list[torch.Tensor], impl: str | None) -> torch.Tensor:
         if len(outputs) == 3:
@@ -764,10 +795,9 @@ class Downsample(nn.Module):
         self.proj_pos = _linear(12, coarse.dim)
         self.register_buffer("position", _child_positions(coarse.nside), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
         children = x.unflatten(1, (-1, 4)).flatten(2)  # nested order: the four children are contiguous
-        x = self.proj_x(children) + self.proj_pos(self.position.to(x.dtype))
-        return F.rms_norm(x, x.shape[-1:])
+        return sum_norm(self.proj_x(children), position=self.proj_pos(self.position.to(x.dtype)), impl=impl)
 
 
 class Upsample(nn.Module):
@@ -779,10 +809,10 @@ class Upsample(nn.Module):
         self.proj_pos = _linear(12, 4 * fine.dim)
         self.register_buffer("position", _child_positions(coarse.nside), persistent=False)
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        x = self.proj_x(x) + self.proj_pos(self.position.to(x.dtype))
-        x = x.unflatten(-1, (4, -1)).flatten(1, 2) + skip
-        return F.rms_norm(x, x.shape[-1:])
+    def forward(self, x: torch.Tensor, skip: torch.Tensor, impl: str | None = None) -> torch.Tensor:
+        parents = (self.proj_x(x), self.proj_pos(self.position.to(x.dtype)))
+        children, position = (t.unflatten(-1, (4, -1)).flatten(-3, -2) for t in parents)
+        return sum_norm(children, skip, position, impl=impl)
 
 
 def find_neighbors(config: MosaicConfig, longitude: np.ndarray, latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

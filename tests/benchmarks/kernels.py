@@ -1,8 +1,8 @@
 """The kernels on a GPU: right first, then how fast, beside what PyTorch has for the same.
 
 ``python tests/benchmarks/kernels.py NAME …``, by default check, attention, neighbors, step and training. More, of
-kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu; of kernel_gate.py: gated. Compiling takes most of
-the time: eight processes share the check, and ``check:2/4`` does the third of four parts.
+kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu; of kernel_gate.py: gated; of kernel_rest.py:
+rest. Compiling takes most of the time: eight processes share the check, and ``check:2/4`` does the third of four parts.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ def cases() -> Iterator[Case]:
             partial(selecting, picked, size),
             inputs,
         )
+        more = [normal(b, blocks * size, h * g, 3), normal(b, blocks * size, h * g, d), normal(b, blocks, h * g, d)]
+        name = f"sum with selected {(b, h, g, blocks, size, d, count)}"
+        yield name, partial(combining, picked, size), [*inputs, *more]
     for b, s, h, d, t, k in [(2, 500, 3, 64, 700, 24), (1, 33, 2, 20, 41, 7), (3, 200, 12, 64, 100, 20)]:
         direction = torch.nn.functional.normalize(torch.randn(t, k, 3, device=GPU), dim=-1)
         table = torch.randint(0, s, (t, k), device=GPU)
@@ -66,7 +69,12 @@ def cases() -> Iterator[Case]:
         )
     for width in (768, 1280, 40):
         yield f"add_norm {width}", ops.add_norm, [normal(2, 300, width) for _ in "ab"]
-    for heads, d, size in ((12, 64, 128), (3, 20, 12)):
+        for times in (1, 2):
+            shapes = [(3, 301, width), (3, 301, width), (301, width)]
+            for count in (1, 2, 3):
+                inputs = [normal(*shape) for shape in shapes[:count]]
+                yield f"sum_norm {width}, {count} summed, {times} times", partial(norming, times), inputs
+    for heads, d, size in ((12, 64, 128), (3, 20, 12), (4, 128, 256)):
         angle = torch.rand(4 * size, d // 2, device=GPU)
         x, local = normal(2, 4 * size, heads, d), normal(2, 4 * size, heads, d)
         gates = [normal(2, 4 * size, heads, 3), local, normal(2, 4, heads, d), x]
@@ -84,6 +92,19 @@ def cases() -> Iterator[Case]:
 
 def selecting(picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | None) -> torch.Tensor:
     return ops.selected_attention(*x, picked, size, impl=impl)
+
+
+def combining(picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """With gradients and without: the second is another kernel."""
+    with torch.no_grad():
+        alone = ops.combine_selected(*x[:3], picked, size, *x[3:], impl=impl)
+    return ops.combine_selected(*x[:3], picked, size, *x[3:], impl=impl), alone
+
+
+def norming(times: int, *x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        alone = ops.sum_norm(*x, times=times, impl=impl)
+    return ops.sum_norm(*x, times=times, impl=impl), alone
 
 
 def nearby(direction: torch.Tensor, table: torch.Tensor, *x: torch.Tensor, impl: str | None) -> torch.Tensor:
@@ -309,13 +330,14 @@ def training() -> None:
 def main() -> None:
     import kernel_gate
     import kernel_parts as more
+    import kernel_rest
     import triton
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, triton {triton.__version__}, {where}")
     parts = {more.variants, more.local, more.feed_forward, more.scaling, more.mesh, more.cpu}
     known = {f.__name__: f for f in (check, attention, neighbors, step, training, *parts)}
-    known["gated"] = kernel_gate.gated_product
+    known["gated"], known["rest"] = kernel_gate.gated_product, kernel_rest.rest
     for word in sys.argv[1:] or ["check", "attention", "neighbors", "step", "training"]:
         name, *rest = word.split(":")
         known[name](*rest)

@@ -92,14 +92,100 @@ def add_norm(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch
     )  # torch takes the same in 16 bits
 
 
+# ---- RMS norm of a sum, without gradients ----
+
+
+@triton.jit
+def _sum_norm(
+    x_ptr,
+    update_ptr,
+    position_ptr,
+    out_ptr,
+    batch,
+    points,
+    eps,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UPDATE: tl.constexpr,
+    POSITION: tl.constexpr,
+    TWICE: tl.constexpr,
+):
+    # the samples of a few points one after the other: what all of them add is fetched once
+    sample = (tl.program_id(0) % batch).to(tl.int64)
+    point, cols = tl.program_id(0) // batch * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    mask = (point < points)[:, None] & (cols < D)[None, :]
+    place = ((sample * points + point) * D)[:, None] + cols[None, :]
+    total = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    if POSITION:
+        shared = (point.to(tl.int64) * D)[:, None] + cols[None, :]
+        total += tl.load(position_ptr + shared, mask=mask, other=0.0).to(tl.float32)
+    if UPDATE:
+        total += tl.load(update_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    square = tl.sum(total * total, 1) / D
+    inverse = tl.rsqrt(square + eps)
+    normed = total * inverse[:, None]
+    if TWICE:
+        # its mean square needs no second sum
+        normed *= tl.rsqrt(square * inverse * inverse + eps)[:, None]
+    tl.store(out_ptr + place, normed.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+# Rows of a program of one warp: each thread has several loads of 16 bytes on their way, and no warp waits for another.
+_ROWS = 2
+
+
+@torch.library.custom_op("xmosaic::sum_norm", mutates_args=())
+def _sum_norm_op(
+    x: torch.Tensor, update: torch.Tensor | None, position: torch.Tensor | None, times: int, eps: float
+) -> torch.Tensor:
+    out, d = torch.empty_like(x), x.shape[-1]
+    # without a position all samples are one, row after row
+    points = x.numel() // d if position is None else len(position)
+    batch, width = x.numel() // (points * d), triton.next_power_of_2(d)
+    rows = _ROWS if width <= 1024 else 1
+    _sum_norm[(triton.cdiv(points, rows) * batch,)](
+        x,
+        x if update is None else update,
+        x if position is None else position,
+        out,
+        batch,
+        points,
+        eps,
+        D=d,
+        WIDTH=width,
+        ROWS=rows,
+        UPDATE=update is not None,
+        POSITION=position is not None,
+        TWICE=times == 2,
+        num_warps=max(1, width // 2048),
+    )
+    return out
+
+
+@_sum_norm_op.register_fake
+def _(
+    x: torch.Tensor, update: torch.Tensor | None, position: torch.Tensor | None, times: int, eps: float
+) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def sum_norm(x: torch.Tensor, update: torch.Tensor | None, position: torch.Tensor | None, times: int) -> torch.Tensor:
+    """RMS norm over the last axis of x + position + update, once or twice; without gradients."""
+    added = (t if t is None else t.contiguous() for t in (update, position))
+    # torch takes the same in 16 bits
+    return _sum_norm_op(x.contiguous(), *added, times, torch.finfo(torch.float32).eps)
+
+
 # ---- gated sum of the branches ----
 
 
 @triton.jit
-def _softmax_of_three(logit_ptr, offsets, mask):
-    a = tl.load(logit_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(logit_ptr + offsets + 1, mask=mask, other=0.0).to(tl.float32)
-    c = tl.load(logit_ptr + offsets + 2, mask=mask, other=0.0).to(tl.float32)
+def softmax_of_three(pointers, mask):
+    """Softmax of the logit at each pointer and the two behind it."""
+    a = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(pointers + 1, mask=mask, other=0.0).to(tl.float32)
+    c = tl.load(pointers + 2, mask=mask, other=0.0).to(tl.float32)
     peak = tl.maximum(tl.maximum(a, b), c)
     a, b, c = tl.exp(a - peak), tl.exp(b - peak), tl.exp(c - peak)
     total = a + b + c
@@ -131,7 +217,7 @@ def _combine(
         point = (block * SIZE + within).to(tl.int64)
         exists = within < SIZE
         mask = exists[:, None] & (cols < D)[None, :]
-        g0, g1, g2 = _softmax_of_three(logit_ptr, batch * logit_b + point * logit_p + head * 3, exists)
+        g0, g1, g2 = softmax_of_three(logit_ptr + batch * logit_b + point * logit_p + head * 3, exists)
         offsets = (((batch * points + point) * HEADS + head) * D)[:, None] + cols[None, :]
         local = tl.load(local_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         selected = tl.load(selected_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -169,7 +255,7 @@ def _combine_backward(
         point = (block * SIZE + within).to(tl.int64)
         exists = within < SIZE
         mask = exists[:, None] & (cols < D)[None, :]
-        g0, g1, g2 = _softmax_of_three(logit_ptr, batch * logit_b + point * logit_p + head * 3, exists)
+        g0, g1, g2 = softmax_of_three(logit_ptr + batch * logit_b + point * logit_p + head * 3, exists)
         place = (batch * points + point) * HEADS + head
         offsets = (place * D)[:, None] + cols[None, :]
         grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)

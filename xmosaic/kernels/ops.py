@@ -47,8 +47,81 @@ def selected_attention(
     ArgumentError
         For shapes that don't belong together or an unknown ``impl``.
     """
+    _check_selected(query, key, value, block_indices, block_size)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    if choose(impl, query, key, value, products=True) == "triton":
+        from . import selected
+
+        with torch.cuda.device_of(query):
+            return selected.selected_attention(query, key, value, block_indices, block_size, scale)
+    return reference.selected_attention(query, key, value, block_indices, block_size, scale)
+
+
+def combine_selected(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_indices: torch.Tensor,
+    block_size: int,
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+    *,
+    scale: float | None = None,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """`combine` of two branches with `selected_attention` as the third.
+
+    Where no gradient is wanted, one Triton kernel sums the branches as soon as it has the third, which is never rounded
+    or written by itself. With gradients, in float32 unless ``impl="triton"``, and by the reference it is
+    `selected_attention`, then `combine`.
+
+    Parameters
+    ----------
+    query : Tensor, (batch, num_heads, point, d)
+    key, value : Tensor, (batch, num_kv_heads, point, d)
+    block_indices : int64 Tensor, (batch, num_kv_heads, block, block_count)
+    block_size : int
+        Points in a block.
+    logits : Tensor, (batch, point, num_heads, 3)
+        Of the gate: local, compressed, selected.
+    local : Tensor, (batch, point, num_heads, d)
+    compressed : Tensor, (batch, block, num_heads, d)
+    scale : float, optional
+        Factor on query·key, by default ``d ** -0.5``.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    Tensor, (batch, point, num_heads, d)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
+    """
+    _check_selected(query, key, value, block_indices, block_size)
+    _check_gates(logits, local, compressed, query.transpose(1, 2))
+    blocks = query.shape[2] // block_size
+    require(compressed.shape[1] == blocks, "compressed has other blocks", f"{compressed.shape[1]}", f"{blocks}")
+    tensors = (query, key, value, logits, local, compressed)
+    chosen = choose(impl, *tensors, products=True)
+    if chosen == "reference" or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        third = selected_attention(query, key, value, block_indices, block_size, scale=scale, impl=impl)
+        return combine(logits, local, compressed, third.transpose(1, 2), impl=impl)
+    from . import selected
+
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    with torch.cuda.device_of(query):
+        return selected.combine_selected(query, key, value, block_indices, block_size, logits, local, compressed, scale)
+
+
+def _check_selected(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_indices: torch.Tensor, block_size: int
+) -> None:
     _require_axes(query=query, key=key)
-    batch, num_heads, points, d = query.shape
+    batch, num_heads, points, _ = query.shape
     require(
         key.shape == value.shape,
         "key and value differ in shape",
@@ -74,13 +147,6 @@ def selected_attention(
         f"({batch}, {key.shape[1]}, {points // block_size}, block_count)",
     )
     _check_blocks(block_indices, points // block_size)
-    scale = d**-0.5 if scale is None else scale
-    if choose(impl, query, key, value, products=True) == "triton":
-        from . import selected
-
-        with torch.cuda.device_of(query):
-            return selected.selected_attention(query, key, value, block_indices, block_size, scale)
-    return reference.selected_attention(query, key, value, block_indices, block_size, scale)
 
 
 @torch.no_grad()
@@ -264,6 +330,56 @@ def add_norm(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = None) 
     return reference.add_norm(x, update)
 
 
+def sum_norm(
+    x: torch.Tensor,
+    update: torch.Tensor | None = None,
+    position: torch.Tensor | None = None,
+    *,
+    times: int = 1,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """RMS norm over the last axis of a sum, or the norm of that norm.
+
+    Where no gradient is wanted, one Triton kernel makes all of it in one pass and rounds nothing in between. With
+    gradients it is PyTorch's own operations.
+
+    Parameters
+    ----------
+    x : Tensor, (..., point, width)
+    update : Tensor, (..., point, width), optional
+        Added to it.
+    position : Tensor, (point, width), optional
+        Added to it first, the same for all samples.
+    times : {1, 2}, optional
+        How often it is normalised: the second time changes rows alone whose mean square is next to nothing.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    Tensor, (..., point, width)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together, another number of ``times`` or an unknown ``impl``.
+    """
+    require(x.ndim >= 2, "x has another number of axes", f"{tuple(x.shape)}", "two axes or more")
+    require(times in (1, 2), "times can't be that many", f"{times}", "1 or 2")
+    tensors = [x]
+    for name, added, shape in (("update", update, x.shape), ("position", position, x.shape[-2:])):
+        if added is not None:
+            require(added.shape == shape, f"{name} has another shape", f"{tuple(added.shape)}", f"{tuple(shape)}")
+            tensors.append(added)
+    chosen = choose(impl, *tensors)
+    if chosen == "reference" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return reference.sum_norm(x, update, position, times)
+    from . import gates
+
+    with torch.cuda.device_of(x):
+        return gates.sum_norm(x, update, position, times)
+
+
 def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, *, impl: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -364,6 +480,16 @@ def combine(
     ArgumentError
         For shapes that don't belong together or an unknown ``impl``.
     """
+    _check_gates(logits, local, compressed, selected)
+    if choose(impl, logits, local, compressed, selected) == "triton":
+        from . import gates
+
+        with torch.cuda.device_of(logits):
+            return gates.combine(logits, local, compressed, selected)
+    return reference.combine(logits, local, compressed, selected)
+
+
+def _check_gates(logits: torch.Tensor, local: torch.Tensor, compressed: torch.Tensor, selected: torch.Tensor) -> None:
     _require_axes(logits=logits, local=local, compressed=compressed)
     batch, points, heads, d = local.shape
     require(
@@ -375,12 +501,6 @@ def combine(
         ", ".join(str(tuple(x.shape)) for x in (logits, local, compressed, selected)),
         "(batch, point, num_heads, 3), (batch, point, num_heads, d), (batch, block, num_heads, d) and as the second",
     )
-    if choose(impl, logits, local, compressed, selected) == "triton":
-        from . import gates
-
-        with torch.cuda.device_of(logits):
-            return gates.combine(logits, local, compressed, selected)
-    return reference.combine(logits, local, compressed, selected)
 
 
 def swiglu(ab: torch.Tensor, shift: torch.Tensor | None = None, *, impl: str | None = None) -> torch.Tensor:

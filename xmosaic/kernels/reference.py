@@ -120,6 +120,14 @@ def add_norm(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch
     return total, F.rms_norm(total, total.shape[-1:])
 
 
+def sum_norm(x: torch.Tensor, update: torch.Tensor | None, position: torch.Tensor | None, times: int) -> torch.Tensor:
+    total = x if position is None else x + position
+    total = total if update is None else total + update
+    for _ in range(times):
+        total = F.rms_norm(total, total.shape[-1:])
+    return total
+
+
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = x.float()
     # the floor keeps rows of zeros from dividing by zero

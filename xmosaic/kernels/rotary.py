@@ -15,13 +15,17 @@ from .selected import last_dense
 
 
 @triton.jit
-def _turned(x, point, mask, cos_ptr, sin_ptr, sign, D: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
-    """Adjacent pairs (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), or back with a negative sign."""
+def _angles(point, mask, cos_ptr, sin_ptr, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Cosine and sine of each pair at each point."""
     pair = tl.arange(0, WIDTH // 2)
     angle = point[:, None] * (D // 2) + pair[None, :]
     has_angle = mask[:, None] & (pair < D // 2)[None, :]
-    cos = tl.load(cos_ptr + angle, mask=has_angle, other=0.0)
-    sin = tl.load(sin_ptr + angle, mask=has_angle, other=0.0) * sign
+    return tl.load(cos_ptr + angle, mask=has_angle, other=0.0), tl.load(sin_ptr + angle, mask=has_angle, other=0.0)
+
+
+@triton.jit
+def _turned(x, cos, sin, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    """Adjacent pairs (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
     first, second = tl.split(tl.reshape(x, (CHUNK, WIDTH // 2, 2)))
     turned = tl.join(first * cos - second * sin, second * cos + first * sin)
     return tl.reshape(turned, (CHUNK, WIDTH))
@@ -44,24 +48,36 @@ def _rotate(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     ROTATE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    head, block, batch = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS, tl.program_id(1).to(tl.int64)
-    cols = tl.arange(0, WIDTH)
-    mean = tl.zeros((WIDTH,), tl.float32)
-    x_ptr += batch * x_b + head * x_h
-    for start in range(0, SIZE, CHUNK):
-        within = start + tl.arange(0, CHUNK)
-        point = (block * SIZE + within).to(tl.int64)
-        mask = (within < SIZE)[:, None] & (cols < D)[None, :]
-        x = tl.load(x_ptr + (point * x_p)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        if ROTATE:
-            x = _turned(x, point, within < SIZE, cos_ptr, sin_ptr, 1.0, D, CHUNK, WIDTH)
-            row = ((batch * points + point) * HEADS + head) * D
-            x = x.to(out_ptr.dtype.element_ty)
-            tl.store(out_ptr + row[:, None] + cols[None, :], x, mask=mask)
-        mean += tl.sum(x.to(tl.float32), 0)
-    row = ((batch * (points // SIZE) + block) * HEADS + head) * D
-    tl.store(mean_ptr + row + cols, (mean / SIZE).to(mean_ptr.dtype.element_ty), mask=cols < D)
+    """One block of points, head by head. Angles are twice as long as what they turn: those of a block that is a single
+    chunk stay in registers for all its heads.
+    """
+    block, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    within, cols = tl.arange(0, CHUNK), tl.arange(0, WIDTH)
+    # far in 64 bits, near in 32
+    near = (within * x_p)[:, None] + cols[None, :]
+    near_out = (within * (HEADS * D))[:, None] + cols[None, :]
+    x_ptr += batch * x_b
+    if ROTATE:
+        cos, sin = _angles((block * SIZE + within).to(tl.int64), within < SIZE, cos_ptr, sin_ptr, D, WIDTH)
+    for head in tl.range(0, HEADS, num_stages=STAGES):
+        total = tl.zeros((CHUNK, WIDTH), tl.float32)
+        for start in range(0, SIZE, CHUNK):
+            exists = start + within < SIZE
+            mask = exists[:, None] & (cols < D)[None, :]
+            far = (block * SIZE + start).to(tl.int64)
+            x = tl.load((x_ptr + far * x_p + head * x_h) + near, mask=mask, other=0.0).to(tl.float32)
+            if ROTATE:
+                if SIZE > CHUNK:
+                    cos, sin = _angles(far + within, exists, cos_ptr, sin_ptr, D, WIDTH)
+                x = _turned(x, cos, sin, CHUNK, WIDTH).to(out_ptr.dtype.element_ty)
+                row = (batch * points + far) * HEADS + head
+                tl.store((out_ptr + row * D) + near_out, x, mask=mask)
+            total += x.to(tl.float32)
+        mean = tl.sum(total, 0) / SIZE
+        row = (batch * (points // SIZE) + block) * HEADS + head
+        tl.store(mean_ptr + row * D + cols, mean.to(mean_ptr.dtype.element_ty), mask=cols < D)
 
 
 @triton.jit
@@ -96,9 +112,25 @@ def _rotate_backward(
         if WHOLE:
             g += tl.load(grad_ptr + (point * grad_p)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         if ROTATE:
-            g = _turned(g, point, within < SIZE, cos_ptr, sin_ptr, -1.0, D, CHUNK, WIDTH)
+            cos, sin = _angles(point, within < SIZE, cos_ptr, sin_ptr, D, WIDTH)
+            g = _turned(g, cos, -sin, CHUNK, WIDTH)
         row = ((batch * points + point) * HEADS + head) * D
         tl.store(dx_ptr + row[:, None] + cols[None, :], g.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+# Elements of a tile, its warps, and how many tiles are on their way at once.
+_TILE, _WARPS, _STAGES = 8192, 8, 3
+
+
+def _tiles(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Programs and constants of the way forward."""
+    batch, points, heads, d = x.shape
+    width = max(2, triton.next_power_of_2(d))
+    chunk = max(1, min(triton.next_power_of_2(size), _TILE // width))
+    constants = {"HEADS": heads, "SIZE": size, "CHUNK": chunk, "D": d, "WIDTH": width}
+    # a warp for each kilobyte or two
+    warps = max(1, min(_WARPS, chunk * width // 1024))
+    return (points // size, batch), constants | {"STAGES": _STAGES, "num_warps": warps}
 
 
 def _blocks(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -116,7 +148,7 @@ def _rotate_op(
     batch, points, heads, d = x.shape
     out = x.new_empty(x.shape if rotate else 0)
     mean = x.new_empty(batch, points // size, heads, d)
-    grid, constants = _blocks(x, size)
+    grid, constants = _tiles(x, size)
     _rotate[grid](x, cos, sin, out, mean, *x.stride()[:3], points, ROTATE=rotate, **constants)
     return out, mean
 

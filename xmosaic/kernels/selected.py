@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .gates import softmax_of_three
+
 
 @triton.jit
 def _keys_of(idx_ptr, i, keys, count, SIZE: tl.constexpr, N: tl.constexpr, TMA: tl.constexpr):
@@ -139,6 +141,9 @@ def _forward(
     out_ptr,
     lse_ptr,
     total_ptr,
+    logits_ptr,
+    local_ptr,
+    compressed_ptr,
     q_b,
     q_h,
     q_p,
@@ -151,6 +156,11 @@ def _forward(
     out_b,
     out_h,
     out_p,
+    logits_b,
+    logits_p,
+    local_b,
+    local_h,
+    local_p,
     kv_heads,
     points,
     count,
@@ -165,7 +175,9 @@ def _forward(
     EXACT: tl.constexpr,
     FIRST: tl.constexpr,
     TMA: tl.constexpr,
+    GATED: tl.constexpr,
 ):
+    """Attention over picked blocks, or, with `GATED`, its sum with two other branches; that has no way back."""
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
     block, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -196,14 +208,23 @@ def _forward(
             )
     # fmt: on
     out = acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None]
+    if GATED:
+        gates = logits_ptr + batch * logits_b + point * logits_p + query_head * 3
+        first, second, third = softmax_of_three(gates, has_row)
+        local_tile = local_ptr + batch * local_b + (query_head * local_h + point * local_p)[:, None] + cols[None, :]
+        compressed_row = ((batch * (points // SIZE) + block) * (kv_heads * GROUP) + query_head) * D
+        local = _load(local_tile, has_row, has_col, WHOLE_M).to(tl.float32)
+        compressed = _load(compressed_ptr + compressed_row[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
+        out = first[:, None] * local + second[:, None] * compressed.to(tl.float32) + third[:, None] * out
     out_tile = out_ptr + batch * out_b + (query_head * out_h + point * out_p)[:, None] + cols[None, :]
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
-    scalars = (batch * kv_heads * GROUP + query_head) * points + point
-    if EXACT:
-        tl.store(lse_ptr + scalars, peak, mask=has_row)
-        tl.store(total_ptr + scalars, total, mask=has_row)
-    else:
-        tl.store(lse_ptr + scalars, peak + tl.log2(total), mask=has_row)
+    if not GATED:
+        scalars = (batch * kv_heads * GROUP + query_head) * points + point
+        if EXACT:
+            tl.store(lse_ptr + scalars, peak, mask=has_row)
+            tl.store(total_ptr + scalars, total, mask=has_row)
+        else:
+            tl.store(lse_ptr + scalars, peak + tl.log2(total), mask=has_row)
 
 
 @triton.jit
@@ -500,15 +521,31 @@ def _row_sums(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, picked: torch.Tensor, size: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    batch, heads, points, _ = q.shape
     out, (lse, total) = _like(q), _row_sums(q)
+    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out), (0,) * 5)
+    return out, lse, total
+
+
+def _launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    picked: torch.Tensor,
+    size: int,
+    scale: float,
+    out: torch.Tensor,
+    more: tuple[torch.Tensor, ...],
+    more_strides: tuple[int, ...],
+    gated: bool = False,
+) -> None:
+    """`more`: what is stored of the sums, or else what is summed with the result."""
+    batch, heads, points, _ = q.shape
     tiles, constants = _constants("forward", q, k, size, (k, v))
     grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
-    strides = [n for x in (q, k, v, out) for n in x.stride()[:3]]
+    strides = (*(n for x in (q, k, v, out) for n in x.stride()[:3]), *more_strides)
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
     k, v = _described(tiles, tiles.keys, k, v)
-    _forward[grid](q, k, v, picked, out, lse, total, *strides, *shape, **constants)
-    return out, lse, total
+    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, GATED=gated, **constants)
 
 
 @_attend.register_fake
@@ -606,6 +643,60 @@ def inverse(picked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 def last_dense(x: torch.Tensor) -> torch.Tensor:
     """The tensor itself if its last axis is dense in memory, else a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("xmosaic::combine_selected", mutates_args=())
+def _combine_selected(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    picked: torch.Tensor,
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+    size: int,
+    scale: float,
+) -> torch.Tensor:
+    out = _like(q).transpose(1, 2)
+    batch, points, head = local.stride()[:3]
+    strides = (*logits.stride()[:2], batch, head, points)
+    more = (out, out, logits, local, compressed)
+    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, gated=True)
+    return out
+
+
+@_combine_selected.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    picked: torch.Tensor,
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+    size: int,
+    scale: float,
+) -> torch.Tensor:
+    return _like(q).transpose(1, 2)
+
+
+def combine_selected(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_indices: torch.Tensor,
+    block_size: int,
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """As `xmosaic.kernels.combine_selected`, on arguments that were checked; without gradients."""
+    query, key, value, local = (last_dense(x) for x in (query, key, value, local))
+    # the three logits of a head, and the heads of a point, stand side by side
+    logits = logits if logits.stride(-1) == 1 and logits.stride(-2) == 3 else logits.contiguous()
+    picked = block_indices.int().contiguous()
+    return _combine_selected(query, key, value, picked, logits, local, compressed.contiguous(), block_size, scale)
 
 
 def selected_attention(
