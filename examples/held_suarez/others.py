@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import tables
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-FOLDERS = ("ablation", "experiments", "evidence")
+FOLDERS = ("ablation", "ablation_before", "experiments", "evidence")
 FILES = ("scores.nc", "spectra.nc", "long.nc")
 SMALL = 0.6  # of the zonal wavenumbers, those above this share of the grid's are small scales
 LEADS = (1, 5, 10)
@@ -109,6 +111,23 @@ def ablation_table(scores: xr.Dataset, spectra: xr.Dataset, reference: str = "bu
     return tables.table(header, rows)
 
 
+def repeat_table(runs: Sequence[tuple[xr.Dataset, xr.Dataset]], reference: str = "bundled") -> str:
+    """Variants that were trained twice with the same words, earlier and later: what of the differences comes back."""
+    header = ["variant", *(f"CRPS, {d} d" for d in LEADS), "power at small scales off by"]
+    header += [f"later over earlier, {d} d" for d in LEADS]
+    rows = []
+    for name in tables.variants_in(runs[0][0]):
+        beside, again = [], []
+        for day in LEADS:
+            before, now = (scores.sel({tables.LEAD: [np.timedelta64(day, "D")]}) for scores, _ in runs)
+            beside.append(", ".join(f"{tables.shares(s, reference, name).mean():.2f}" for s in (before, now)))
+            crps = [tables.every(s, "crps", name) for s in (before, now)]
+            again.append(f"{np.exp(np.log(crps[1] / crps[0]).mean()):.2f}")
+        power = ", ".join(f"{factor(small_power(spectra, name)):.2f}" for _, spectra in runs)
+        rows.append([tables.title(name), *beside, power, *again])
+    return tables.table(header, rows)
+
+
 def experiment_table(scores: xr.Dataset, spectra: xr.Dataset) -> str:
     """What each way of training makes of the two findings: spread in the first days, power at small scales."""
     header = ["run", "CRPS of 500 hPa geopotential, 1 and 5 d", "spread/skill, 1 d", "spread/skill, all leads"]
@@ -132,6 +151,9 @@ def text(folder: Path) -> list[str]:
         scores, spectra = (load(folder / "ablation", n) for n in FILES[:2])
         parts += ["### Ablations, the same number of updates each", ablation_table(scores, spectra), LEGEND]
         parts += ["![power of the variants](_static/benchmark/ablation.png)"]
+        if there(folder / "ablation_before"):
+            runs = [[load(folder / n, f) for f in FILES[:2]] for n in ("ablation_before", "ablation")]
+            parts += ["**Run twice**", repeat_table([(s, p) for s, p in runs]), TWICE]
     if there(folder / "experiments"):
         scores, spectra = (load(folder / "experiments", n) for n in FILES[:2])
         parts += ["### Ways to train", experiment_table(scores, spectra)]
@@ -159,6 +181,12 @@ LEGEND = (
     "the interval of |ln ratio| is wholly beyond the bundled variant's, or wholly within."
 )
 
+TWICE = (
+    "The earlier run and the later one, with the same seed and the same commands: simulated and trained anew on other "
+    "machines, whose rounding differs, and the test year with them. CRPS over the bundled variant's of the same run, "
+    "mean over fields and levels; the last columns have a variant's own CRPS of the later run over the earlier."
+)
+
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
@@ -168,6 +196,14 @@ def draw(folder: Path, pictures: Path) -> None:
         if there(folder / name):
             spectra = load(folder / name, "spectra.nc")
             draw_power(spectra, tables.variants_in(spectra), pictures / f"{name}.png")
+
+
+def plain_ticks(ax: Axes) -> None:
+    """Numbers like 0.7 and 1.5 on a logarithmic axis, for less than a decade as for several."""
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_power(spectra: xr.Dataset, names: Sequence[str], path: Path, day: int = 5) -> None:
@@ -186,6 +222,7 @@ def draw_power(spectra: xr.Dataset, names: Sequence[str], path: Path, day: int =
             m, colour = lines[0]["zonal_wavenumber"].values, colours[i % len(colours)]
             ax.semilogy(m, lines[0], color=colour, linewidth=2 if not i else 1, label=tables.title(forecast))
             ax.fill_between(m, lines[1], lines[2], color=colour, alpha=0.12, linewidth=0)
+        plain_ticks(ax)
         ax.axhspan(0.96, 1.04, color="0.85")
         ax.set(title=tables.label(name, level), xlabel="zonal wavenumber", ylabel=f"power over the truth's, {day} days")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)

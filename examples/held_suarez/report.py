@@ -174,6 +174,7 @@ def draw_power(spectra: xr.Dataset, path: Path) -> None:
             for colour, lead in enumerate((LEADS[0], LEADS[2], LEADS[4])):
                 one = ratio.sel({LEAD: lead}).sel(zonal_wavenumber=slice(1, None))
                 ax.semilogy(one["zonal_wavenumber"], one, style, color=f"C{colour}", label=f"{forecast}, {lead.days} d")
+        others.plain_ticks(ax)
         ax.axhspan(0.96, 1.04, color="0.9")
         ax.set(title=label(name, level), xlabel="zonal wavenumber", ylabel="power over the truth's")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
@@ -256,7 +257,8 @@ def training(run: Mapping[str, Any]) -> str:
 def package(folder: Path, data: Path = DATA, kept: Path = KEPT) -> None:
     """Model with its card, and sample, into the package; scores to the kept ones."""
     model = xmosaic.load_model(folder / "bundled.safetensors")
-    about = {**model.provenance, "card": card(folder, model.provenance.get("run", {}))}
+    # whatever the run was called that made it
+    about = {**model.provenance, "name": "bundled", "card": card(folder, model.provenance.get("run", {}))}
     # sixteen bits, as `train.export` wrote them: nothing is lost
     dataclasses.replace(model, network=model.network.half(), provenance=about, sha256="").save(
         data / "bundled.safetensors"
