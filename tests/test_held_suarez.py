@@ -460,7 +460,7 @@ def bundled_forecast():
 
 @pytest.mark.parametrize("name", ["geopotential", "2m_temperature"])
 def test_the_bundled_model_forecasts_the_bundled_sample(bundled_forecast, name):
-    """Single starts had 0.25 to 0.33 of persistence after a day, 0.46 to 0.55 after five: means of three stay below."""
+    """Seven single starts had 0.07 to 0.22 of persistence after a day, 0.16 to 0.33 after five: means of three stay below."""
     truth, fc = xmosaic.open_sample()[[name]], bundled_forecast[[name]]
     if "level" in truth.dims:
         truth = truth.sel(level=[500])
@@ -468,13 +468,13 @@ def test_the_bundled_model_forecasts_the_bundled_sample(bundled_forecast, name):
     still = diagnostics.persistence(truth, like=fc).mosaic.rmse(truth)[name].values.ravel()
     anomaly = (truth - truth.mean("time"))[name]
     normal = float(np.sqrt((anomaly**2).weighted(xmosaic.grid.area_weights(anomaly)).mean()))
-    assert (error < 0.6 * still).all(), error / still
-    assert error[0] < 0.45 * still[0]
+    assert (error < 0.35 * still).all(), error / still
+    assert error[0] < 0.23 * still[0]
     assert (error < normal).all()
     assert (np.diff(error) > 0).all()
-    # members differ as much as they err, within what three starts can tell
+    # members differ as much as they err, within what three starts can tell: other threes had 0.92 to 1.32
     ratio = fc.mosaic.spread_skill(truth)[name].values.ravel()
-    assert ((ratio > 0.75) & (ratio < 1.5)).all(), ratio
+    assert ((ratio > 0.8) & (ratio < 1.45)).all(), ratio
 
 
 def test_the_card_and_the_page_say_what_the_kept_scores_say():
