@@ -460,7 +460,7 @@ def bundled_forecast():
 
 @pytest.mark.parametrize("name", ["geopotential", "2m_temperature"])
 def test_the_bundled_model_forecasts_the_bundled_sample(bundled_forecast, name):
-    """Seven single starts had 0.07 to 0.22 of persistence after a day, 0.16 to 0.33 after five: means of three stay below."""
+    """Seven single starts had 0.07 to 0.22 of persistence after a day, 0.16 to 0.33 after five: three together less."""
     truth, fc = xmosaic.open_sample()[[name]], bundled_forecast[[name]]
     if "level" in truth.dims:
         truth = truth.sel(level=[500])
