@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark_scripts import FOLDER
 
 from xmosaic import checkpoint
 
@@ -23,6 +26,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XMOSAIC_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("XMOSAIC_OFFLINE", "1")
     monkeypatch.setattr(checkpoint.variants, "_license_shown", set())
+
+
+@pytest.fixture(scope="module")
+def benchmark_scripts() -> Iterator[None]:
+    """While a module's tests run, the scripts of the benchmark atmosphere find each other."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture(scope="session")

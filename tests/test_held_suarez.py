@@ -1,19 +1,17 @@
 """The benchmark atmosphere's scripts: areas, interpolation, calendar, omega, symmetries, sample, driver."""
 
 import dataclasses
-import importlib
 import importlib.util
 import itertools
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from benchmark_scripts import script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,24 +20,9 @@ from xmosaic import MosaicConfig, StageConfig, diagnostics
 from xmosaic.grid import LatLonGrid
 from xmosaic.training.samples import TrainingData
 
-FOLDER = Path(__file__).parents[1] / "examples" / "held_suarez"
 HAS_CORE = all(importlib.util.find_spec(name) for name in ("jax", "dinosaur"))
 needs_core = pytest.mark.skipif(not HAS_CORE, reason="needs jax and dinosaur: pip install 'xmosaic[benchmark]'")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _scripts():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-
-
-def script(name):
-    """One of the scripts, as a module."""
-    if str(FOLDER) not in sys.path:
-        sys.path.insert(0, str(FOLDER))
-    return importlib.import_module(name)
-
+pytestmark = pytest.mark.usefixtures("benchmark_scripts")
 
 GRID = LatLonGrid.equiangular(64, 33)
 

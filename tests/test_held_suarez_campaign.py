@@ -1,10 +1,7 @@
 """The benchmark's driver and its evaluation: parts put together are the whole, failures are told and stop nothing."""
 
-import importlib
-import importlib.util
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 
@@ -12,25 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from benchmark_scripts import script
 
 import xmosaic
 from xmosaic import diagnostics
 
-FOLDER = Path(__file__).parents[1] / "examples" / "held_suarez"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _scripts():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-
-
-def script(name):
-    """One of the scripts, as a module."""
-    if str(FOLDER) not in sys.path:
-        sys.path.insert(0, str(FOLDER))
-    return importlib.import_module(name)
+pytestmark = pytest.mark.usefixtures("benchmark_scripts")
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -221,6 +205,22 @@ def more(tmp_path):
             chosen.to_netcdf(tmp_path / folder / f"{kind}.nc", engine=script("scoring").ENGINE)
     kept["long"].to_netcdf(tmp_path / "evidence" / "long.nc", engine=script("scoring").ENGINE)
     return tmp_path
+
+
+def test_a_variant_that_was_run_twice_is_beside_its_reference_and_beside_itself(more):
+    others = script("others")
+    first = [others.load(more / "ablation", name) for name in others.FILES[:2]]
+    assert "Run twice" not in str(others.text(more))
+    # a later run in which the twin is 1.5 times as far off, and the reference 1.2 times
+    worse = xr.where(first[0]["forecast"] == "bundled", 1.2, 1.5)
+    again = [first[0].map(lambda x: x * worse if "score" in x.dims else x, keep_attrs=True), first[1]]
+    table = others.repeat_table([(first[0], first[1]), (again[0], again[1])]).splitlines()
+    own, twin = ([c.strip() for c in row.split("|")[1:-1]] for row in table[2:])
+    assert own[1:4] == ["1.00, 1.00"] * 3 and own[5:] == ["1.20"] * 3
+    assert twin[5:] == ["1.50"] * 3
+    before, now = (np.array([float(c.split(", ")[k]) for c in twin[1:4]]) for k in (0, 1))
+    assert np.allclose(now, before * 1.5 / 1.2, atol=0.012)  # two digits are printed
+    assert len({c.strip() for c in twin[4].split(",")}) == 1
 
 
 def test_what_is_not_there_is_not_printed_and_what_is_comes_from_the_scores(more, tmp_path):
