@@ -5,8 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xmosaic.store.synced import SyncedStore
 
 # What is counted, and may be the last thing that a process does.
 POINTS = ("step", "before a write", "half a write", "after a write", "sync")
@@ -56,6 +62,7 @@ def arm(point: str, count: int) -> None:
     import zarr.storage._local as local
 
     from xmosaic.model import Mosaic
+    from xmosaic.store.synced import SyncedStore
 
     left = [count]
 
@@ -66,7 +73,7 @@ def arm(point: str, count: int) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    put, forward, fsync = local._put, Mosaic.forward, os.fsync
+    put, fill, forward, fsync = local._put, SyncedStore.fill, Mosaic.forward, os.fsync
 
     def deadly_put(path: Path, value: Any, exclusive: bool = False) -> int:
         last = point.endswith("write") and tick()
@@ -82,6 +89,23 @@ def arm(point: str, count: int) -> None:
             die()
         return result
 
+    @contextmanager
+    def deadly_fill(store: SyncedStore, key: str) -> Iterator[Any]:
+        """The same for the files of fields, which are written chunk by chunk."""
+        last = point.endswith("write") and tick()
+        if last and point == "before a write":
+            die()
+
+        def half(data: bytes) -> None:
+            file.write(data[: len(data) // 2])
+            file.flush()
+            die()
+
+        with fill(store, key) as file:
+            yield SimpleNamespace(write=half) if last and point == "half a write" else file
+        if last:
+            die()
+
     def deadly_forward(*args: Any) -> Any:
         if point == "step" and tick():
             die()
@@ -93,3 +117,4 @@ def arm(point: str, count: int) -> None:
         fsync(handle)
 
     local._put, Mosaic.forward, os.fsync = deadly_put, deadly_forward, deadly_fsync
+    SyncedStore.fill = deadly_fill  # type: ignore[method-assign]

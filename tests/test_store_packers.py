@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import threading
 import time
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import make_dataset, make_model
 
 import xmosaic
@@ -18,6 +23,7 @@ from xmosaic.errors import StoreError
 from xmosaic.store import ZarrSink, encoding, record, sink, writer
 from xmosaic.store.lock import Lock
 from xmosaic.store.record import Record
+from xmosaic.store.shards import Shards
 from xmosaic.store.synced import SyncedStore
 
 MODEL, DS = make_model(), make_dataset()
@@ -162,29 +168,6 @@ def test_a_quarter_of_the_cores_pack(monkeypatch, cores, count):
     assert writer.packers() == count
 
 
-def test_packers_report_errors_and_begin_nothing_after_the_end():
-    packers, began = writer.Packers(1), []
-    held = threading.Event()
-
-    async def double(x):
-        import asyncio
-
-        began.append(await asyncio.to_thread(lambda: (2 * x, threading.current_thread().name)))
-
-    async def fail():
-        raise ValueError("mine")
-
-    packers.submit(lambda: packers.run(double(4))).result(20)
-    assert began[0][0] == 8 and began[0][1].startswith("xmosaic packer")  # in that thread, not in one beside it
-    with pytest.raises(ValueError, match="mine"):
-        packers.submit(lambda: packers.run(fail())).result(20)
-    packers.submit(held.wait, 20)
-    waiting = packers.submit(began.append, "too late")
-    threading.Timer(0.2, held.set).start()
-    packers.close()
-    assert waiting.cancelled() and len(began) == 1
-
-
 def test_memory_is_filled_anew_if_it_fits(tmp_path, monkeypatch):
     """Eleven regions in the memory of three, and of one more for the last, which has fewer leads."""
     filled, blank = [], ZarrSink._blank
@@ -232,3 +215,136 @@ def test_regions_that_share_a_file_are_written_by_one_thread(tmp_path, monkeypat
     threads.clear()
     run(tmp_path / "other.zarr")
     assert len(threads) > 1
+
+
+# Shards that are packed without zarr
+
+
+CODECS = encoding.compressor(None)
+
+
+def lay_out(folder, shape, shard, compressors=CODECS, **options):
+    """An array of a start, members, leads, levels and points, chunked as a forecast is."""
+    options = {
+        "chunks": (1, 1, 1, *shape[3:]),
+        "shards": (1, *shard, *shape[3:]),
+        "fill_value": np.float32("nan"),
+    } | options
+    store = zarr.storage.MemoryStore() if folder is None else SyncedStore(folder)
+    return zarr.create_group(store).create_array("z", shape=shape, dtype="float32", compressors=compressors, **options)
+
+
+@given(
+    st.tuples(*(st.integers(1, n) for n in (3, 9, 9))),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.sampled_from([(2, 3, 4), (5, 7)]),
+    st.sampled_from([CODECS, CODECS[:1], encoding.compressor(12)]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_shard_has_the_bytes_that_zarr_gives_it(tmp_path_factory, front, shard, points, codecs, seed):
+    """Whatever the numbers of members and leads, also of shards that the array ends in, with checksums and without."""
+    values = np.random.default_rng(seed).normal(size=(*front, *points)).astype(np.float32)
+    if seed % 2:
+        values[:, :, :, 0] = np.nan  # a level that isn't predicted
+    theirs, ours = tmp_path_factory.mktemp("theirs"), tmp_path_factory.mktemp("ours")
+    lay_out(theirs, values.shape, shard, codecs)[...] = values
+    array = lay_out(ours, values.shape, shard, codecs)
+    shards, store = Shards.of(array), SyncedStore(ours)
+    for member in range(0, front[1], shard[0]):  # region by region, as a forecast comes
+        region = (slice(0, front[0]), slice(member, min(member + shard[0], front[1])), slice(0, front[2]))
+        assert shards.take(region, values[region])
+        shards.write(store, region, values[region])
+    assert files(ours) == files(theirs) and files(ours)
+    np.testing.assert_array_equal(array[...], values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compressors": [zarr.codecs.ZstdCodec()]},
+        {"compressors": [*CODECS, zarr.codecs.GzipCodec()]},
+        {"compressors": None},
+        {"fill_value": np.float32(0)},
+        {"shards": None},
+        {"chunks": (1, 1, 1, 2, 3), "shards": (1, 2, 2, 4, 6)},
+        {"chunk_key_encoding": {"name": "default", "separator": "."}},
+        {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
+        {"serializer": zarr.codecs.BytesCodec(endian="big")},
+        {"filters": [zarr.codecs.TransposeCodec(order=(0, 1, 2, 4, 3))]},
+    ],
+)
+def test_what_is_laid_out_in_another_way_is_left_to_zarr(options):
+    assert Shards.of(lay_out(None, (1, 4, 4, 4, 6), (2, 2))) is not None
+    assert Shards.of(lay_out(None, (1, 4, 4, 4, 6), (2, 2), **options)) is None
+
+
+def test_an_index_that_comes_first_is_left_to_zarr():
+    codec = zarr.codecs.ShardingCodec(
+        chunk_shape=(1, 2, 3), codecs=[zarr.codecs.BytesCodec(), *CODECS], index_location="start"
+    )
+    options = {"shape": (4, 2, 3), "chunks": (2, 2, 3), "dtype": "float32", "fill_value": np.float32("nan")}
+    array = zarr.create(**options, codecs=[codec], zarr_format=3, store=zarr.storage.MemoryStore(), path="z")
+    assert array.shards == (2, 2, 3) and Shards.of(array) is None
+
+
+def test_parts_of_shards_and_chunks_of_nan_are_left_to_zarr():
+    """The one would undo what others wrote, the other isn't stored."""
+    shards, values = Shards.of(lay_out(None, (1, 4, 5, 2, 3), (2, 2))), np.ones((1, 2, 2, 2, 3), np.float32)
+    members, leads = slice(2, 4), slice(2, 4)
+    assert shards.take((slice(0, 1), members, leads), values)
+    assert shards.take((slice(0, 1), members, slice(4, 5)), values[:, :, :1])  # the last lead
+    assert not shards.take((slice(0, 1), members, slice(3, 5)), values)
+    assert not shards.take((slice(0, 1), slice(2, 3), leads), values[:, :1])
+    values[0, 1, 0, 0] = np.nan  # a level that isn't predicted
+    assert shards.take((slice(0, 1), members, leads), values)
+    values[0, 1, 0, 1] = np.nan
+    assert not shards.take((slice(0, 1), members, leads), values)
+
+
+def test_the_curve_is_the_one_in_the_book():
+    """A Z of Zs (Morton 1966), the first dimension fastest; what lies outside is passed over."""
+    from xmosaic.store.shards import _morton
+
+    square = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert _morton((2, 2)) == square
+    assert _morton((4, 4)) == [(2 * a + c, 2 * b + d) for a, b in square for c, d in square]
+    assert _morton((3, 2)) == [*square, (2, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_a_disk_that_is_full_in_the_middle_of_a_shard(tmp_path, monkeypatch, count):
+    """Neither the shard nor a half of it is there, nothing is claimed, and the call goes on."""
+    plain, left = SyncedStore.fill, [count]
+
+    @contextmanager
+    def fill(store, key):
+        with plain(store, key) as file:
+            yield Full(file)
+
+    class Full:
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, data):
+            left[0] -= 1
+            if left[0] < 0:
+                self._file.write(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.write(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyncedStore, "fill", fill)
+        with pytest.raises(StoreError, match=re.escape("can't be written. Found [Errno 28] No space left")):
+            run(tmp_path / "fc.zarr")
+    assert left[0] < 0 and not list((tmp_path / "fc.zarr").rglob("*.partial"))
+    assert not xmosaic.written(tmp_path / "fc.zarr").all()
+    same(run(tmp_path / "fc.zarr"), run(None))
+
+
+def test_a_forecast_into_a_folder_is_packed_without_zarr(tmp_path, monkeypatch):
+    """All of its shards, so that the test of bytes above is one of ours against zarr's."""
+    written = []
+    wrap(monkeypatch, Shards, "write", after=lambda shards, *_: written.append(shards.name))
+    stored = run(tmp_path / "fc.zarr")
+    assert sorted(written) == sorted([*stored] * 12)  # two starts, two blocks of members, three shards of leads

@@ -5,7 +5,9 @@
 Fills a ZarrSink as a rollout on so many GPUs does, a thread for each: blocks of six members of 82 channels on 240 × 121
 points, real fields of ``shared/data`` (a stand-in of the same statistics where that isn't) moved along and disturbed.
 Prints GB/s of fields, seconds of a processor per GB by part, the largest memory, and how late a thread wakes that has
-to launch work on a GPU every millisecond. ``--against`` takes another checkout, and both are run in turns.
+to launch work on a GPU every millisecond. What packing takes beside the calls that let go of Python's lock (GIL) bounds
+it: threads can't pack more than one over that many GB/s, however many. ``--against`` takes another checkout, and both
+are run in turns.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +46,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 GFS = SHARED / "gfs_82channels_20111008T00_f072_1p5deg.nc"
 GRID = LatLonGrid.equiangular(240, 121)
 BATCH, LEADS = 6, 40
-WAITED = "waited for the disk (time)"
+WAITED, PACKED = "waited for the disk (time)", "packed, all together"
+FREE = ("compressed (blosc)", "handed to the system", "joined by zarr", "compared with NaN by zarr")
 
 
 # -------------------------------------------------------------------------------------------------------- a forecast
@@ -133,29 +137,54 @@ def _variables(members: int, pressures: int) -> dict[str, xr.Variable]:
 def stopwatches() -> Iterator[dict[str, float]]:
     """Seconds of a processor by part, in whatever thread of this process."""
     import zarr.storage._local as local
-    from zarr.codecs import BloscCodec, Crc32cCodec
+    from numcodecs import Blosc
+    from zarr.codecs import Crc32cCodec
     from zarr.core.buffer.core import NDBuffer
+    from zarr.core.buffer.cpu import Buffer
 
     from xmosaic.store.synced import SyncedStore
 
     spent: dict[str, float] = defaultdict(float)
-    parts = (
+    parts: list[tuple[Any, str, str]] = [
         (ZarrSink, "write", "put into pieces"),
-        (BloscCodec, "_encode_sync", "compressed (blosc)"),
-        (Crc32cCodec, "_encode_sync", "checksums (crc32c)"),
-        (NDBuffer, "all_equal", "compared with NaN"),
+        (ZarrSink, "_pack", PACKED),
+        (Blosc, "encode", "compressed (blosc)"),
         (local, "_put", "handed to the system"),
-    )
+        (Buffer, "combine", "joined by zarr"),
+        (NDBuffer, "all_equal", "compared with NaN by zarr"),
+        (Crc32cCodec, "_encode_sync", "checksums by zarr"),
+    ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in parts]
-    before.append((SyncedStore, "sync", SyncedStore.sync))
     for owner, name, label in parts:
         setattr(owner, name, _timed(spent, label, getattr(owner, name)))
+    before.append((SyncedStore, "sync", SyncedStore.sync))
     SyncedStore.sync = _timed(spent, WAITED, SyncedStore.sync, time.perf_counter)  # type: ignore[method-assign]
+    if hasattr(SyncedStore, "fill"):  # not in every checkout
+        before.append((SyncedStore, "fill", SyncedStore.fill))
+        SyncedStore.fill = _timed_file(spent, SyncedStore.fill)  # type: ignore[method-assign]
     try:
         yield spent
     finally:
         for owner, name, function in before:
             setattr(owner, name, function)
+
+
+def _timed_file(spent: dict[str, float], function: Callable) -> Callable:
+    @contextmanager
+    def call(*args: Any) -> Iterator[Any]:
+        with function(*args) as file:
+            yield types.SimpleNamespace(write=_timed(spent, "handed to the system", file.write))
+
+    return call
+
+
+def holding(spent: dict[str, float]) -> float:
+    """Seconds of packing in which the GIL is held: what is left beside long calls that let go of it.
+
+    Two small things are on the wrong side: the copy that blosc's result is cut out of, which holds it, and that of
+    zarr's checksums, which doesn't.
+    """
+    return spent[PACKED] - sum(spent[label] for label in FREE)
 
 
 def _timed(spent: dict[str, float], label: str, function: Callable, clock: Callable = time.thread_time) -> Callable:
@@ -224,6 +253,7 @@ def fill(folder: Path, members: int, devices: int, keep_bits: int | None) -> dic
             laid = time.perf_counter()
             with ThreadPoolExecutor(devices) as pool:
                 list(pool.map(block, blocks))
+            filled = time.perf_counter()
             sink.finish()
             ended = time.perf_counter()
         launcher.over = True
@@ -232,9 +262,11 @@ def fill(folder: Path, members: int, devices: int, keep_bits: int | None) -> dic
     late = np.array(launcher.late)
     return {
         "GB/s": size / 1e9 / (ended - laid),
+        "after the last field [s]": ended - filled,
         "laid out [s]": laid - began,
         "ratio of sizes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / size,
         "processor [s/GB]": total / (size / 1e9),
+        "GIL held, packing [s/GB]": holding(spent) / (size / 1e9),
         "parts [s/GB]": {k: v / (size / 1e9) for k, v in sorted(spent.items(), key=lambda p: -p[1])},
         "memory above rest [MB]": launcher.most - resting,
         "late, median [ms]": float(np.median(late)),
@@ -266,7 +298,7 @@ def show(name: str, runs: list[dict[str, Any]]) -> None:
         print(f"  {key:26s} {statistics.median(values):8.3f}  ({min(values):.3f} … {max(values):.3f})")
     print("  of this process, seconds of a processor per GB:")
     for part in runs[0]["parts [s/GB]"]:
-        print(f"    {part:24s} {statistics.median(r['parts [s/GB]'].get(part, 0.0) for r in runs):8.3f}")
+        print(f"    {part:26s} {statistics.median(r['parts [s/GB]'].get(part, 0.0) for r in runs):8.3f}")
 
 
 def main() -> None:

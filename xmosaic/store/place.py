@@ -11,7 +11,6 @@ from ..checkpoint import offline
 from ..errors import ArgumentError, StoreError, explain
 
 if TYPE_CHECKING:
-    import numpy as np
     import zarr
 
 Store = Any  # path, URL, zarr.abc.store.Store or icechunk.Repository
@@ -88,18 +87,6 @@ class Place:
         import zarr
 
         return zarr.open_group(self.store, mode="a", use_consolidated=False)
-
-    @property
-    def any_loop(self) -> bool:
-        """Whether any event loop may write to it: a folder has no connections, which belong to one."""
-        return self.folder is not None
-
-    async def put(self, name: str, region: tuple[slice, ...], values: np.ndarray) -> None:
-        """Write a region of an array on the loop that runs, not on the one that zarr has for all."""
-        import zarr
-
-        array = await zarr.AsyncArray.open(zarr.storage.StorePath(self.store, name), zarr_format=3)
-        await array.setitem(region, values)
 
     def sync(self) -> None:
         """Return once everything written lasts, where that is up to this process."""

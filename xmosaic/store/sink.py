@@ -7,7 +7,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 import xarray as xr
 
 from ..errors import MosaicError, StoreError, explain
-from . import record
+from . import record, writer
 from .encoding import layouts, round_bits, sealed, shard_leads
 from .lock import Lock
 from .place import Place, Store, unwritable
-from .writer import Packers, Writer
+from .shards import Shards
+from .writer import Writer
 
 Region = tuple[slice, slice, slice]  # starts, members and leads
 
@@ -82,7 +83,8 @@ class ZarrSink:
     Notes
     -----
     Memory, however slow the store: a region (at most `SHARD_BYTES`) for each thread that calls `write`, one that is
-    recorded and one that waits; all of them may be packed meanwhile, and each packer holds an array's shard twice.
+    recorded and one that waits; all of them may be packed meanwhile. Into a folder each packer holds one chunk, packed;
+    elsewhere, where zarr packs, an array's shard twice.
     """
 
     def __init__(self, store: Store, request: Request) -> None:
@@ -93,7 +95,8 @@ class ZarrSink:
         self._record: record.Record | None = None
         self._group: Any = None
         self._writer: Writer | None = None
-        self._packers: Packers | None = None
+        self._packers: ThreadPoolExecutor | None = None
+        self._shards: Mapping[str, Shards] = {}
         self._spare: list[Mapping[str, np.ndarray]] = []
         self._guard = threading.Lock()
         self._filling = _Filling()
@@ -115,7 +118,10 @@ class ZarrSink:
         self._writer = Writer(self._error)
         # what a session is written to while another thread commits it would be lost
         several = not self._place.shares_commits and self._files_apart()
-        self._packers = Packers() if several else None
+        self._packers = writer.pool() if several else None
+        if several and self._place.folder is not None:
+            made = {name: Shards.of(self._group[name]) for name in self._request.variables}
+            self._shards = {name: shards for name, shards in made.items() if shards is not None}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,7 +129,7 @@ class ZarrSink:
         if self._writer is not None:
             self._writer.stop()
         if self._packers is not None:
-            self._packers.close()
+            self._packers.shutdown(wait=True, cancel_futures=True)
         self._spare.clear()
         self._lock.release()
 
@@ -283,8 +289,9 @@ class ZarrSink:
             for k in np.ndindex(values.shape[:3]):  # a chunk at a time: what that takes stays small
                 values[k] = round_bits(values[k], self._request.keep_bits)
         key, values = (region[1:], values[0]) if self._request.scalar else (region, values)
-        if self._packers is not None and self._place.any_loop:
-            self._packers.run(self._place.put(name, key, values))
+        shards = self._shards.get(name)
+        if shards is not None and shards.take(key, values):
+            shards.write(self._place.store, key, values)
         else:
             self._group[name][key] = values
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from zarr.storage import LocalStore
 
@@ -42,6 +45,24 @@ class SyncedStore(LocalStore):
         super().set_sync(key, value)
         self._remember(key)
 
+    @contextmanager
+    def fill(self, key: str) -> Iterator[BinaryIO]:
+        """Give a file to write to; it is the key's value once it is whole, and not before."""
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                # here, where several threads wait for the disk at the same time, and not in the one that records
+                _fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        self._remember(key)
+
     def _remember(self, key: str) -> None:
         with self._guard:
             self._written.add(self.root / key)
@@ -64,9 +85,14 @@ def _flush(path: Path) -> None:
     except (FileNotFoundError, PermissionError):
         return  # deleted since, or a system whose folders can't be opened (Windows)
     try:
+        _fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fsync(handle: int) -> None:
+    try:
         os.fsync(handle)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a file system that knows no such thing
             raise
-    finally:
-        os.close(handle)

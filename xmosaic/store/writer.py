@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _TICK = 0.2  # seconds between two looks at whether something has gone wrong
@@ -95,49 +94,6 @@ def packers() -> int:
     return max(FEWEST, min(MOST, cores // CORES_EACH))
 
 
-class Packers:
-    """Threads that pack and write pieces of an array, each on one core, with an event loop of its own.
-
-    zarr has one loop for all, in one thread: copies, checksums and the joining of chunks take one core to its limit
-    there. It runs on any other as well, where the store has no connections that belong to one.
-
-    Parameters
-    ----------
-    count : int, optional
-        How many; by default `packers`.
-    """
-
-    def __init__(self, count: int | None = None) -> None:
-        self._own, self._loops = threading.local(), list[asyncio.AbstractEventLoop]()
-        self._pool = ThreadPoolExecutor(count or packers(), "xmosaic packer", self._begin)
-
-    def _begin(self) -> None:
-        loop = self._own.loop = asyncio.new_event_loop()
-        loop.set_default_executor(_Here())
-        self._loops.append(loop)
-
-    def submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
-        """Call a function in one of the threads, those first that came first."""
-        return self._pool.submit(function, *args)
-
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in the thread of the caller, who is one of ours."""
-        self._own.loop.run_until_complete(work)
-
-    def close(self) -> None:
-        """Wait for what has begun, and begin nothing more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for loop in self._loops:
-            loop.close()
-
-
-class _Here(ThreadPoolExecutor):
-    """Calls at once, in the thread that asks: what a loop gives to threads of its own would crowd the other cores."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **options))
-        except BaseException as error:  # whoever asked is told
-            future.set_exception(error)
-        return future
+def pool() -> ThreadPoolExecutor:
+    """Threads that pack, each on one core; those wait first that came first."""
+    return ThreadPoolExecutor(packers(), "xmosaic packer")
