@@ -273,9 +273,11 @@ def test_rows_in_eight_bits(width, dtype):
     assert_same_rows(*(quantise_rows(x, impl=impl) for impl in kinds))
     assert_same_rows(*(swiglu_rows(ab, shift, impl=impl) for impl in kinds))
     assert_same_rows(*(swiglu_rows(ab, impl=impl) for impl in kinds))
-    (total, got), (same, expected) = (add_norm_rows(x, update, impl=impl) for impl in kinds)
-    torch.testing.assert_close(total, same, equal_nan=True)
-    assert_same_rows(got, expected)
+    for other in (update, None):
+        (total, got), (same, expected) = (add_norm_rows(x, other, impl=impl) for impl in kinds)
+        torch.testing.assert_close(total, same, equal_nan=True)
+        assert_same_rows(got, expected)
+    assert total is x
 
 
 def test_the_network_is_the_same_either_way():
@@ -372,7 +374,7 @@ for name in ("forward", "query", "key"):
         tiles = selected._tiles(name, 2, 64, 512, 128, whole)
         options = dict(num_warps=tiles.warps, num_stages=tiles.stages)
         options |= dict(maxnreg=tiles.registers) if tiles.registers else {}
-        more = dict(FIRST=tiles.first, GATED=False) if name == "forward" else {}
+        more = dict(FIRST=tiles.first, PRODUCTS=0, GATED=False, SHARED=False) if name == "forward" else {}
         more |= dict(M=tiles.rows, N=tiles.keys, TMA=tiles.tma)
         fetched = () if not tiles.tma else ("q_ptr", "grad_ptr") if name == "key" else ("k_ptr", "v_ptr")
         length = tiles.rows if name == "key" else tiles.keys

@@ -27,10 +27,14 @@ from .kernels import (
     block_means,
     combine,
     combine_selected,
+    combine_selected_rows,
+    gate_bound,
     gated_product,
+    gated_rows,
     local_attention,
     multiply_rows,
     neighbor_attention,
+    product_bound,
     quantise_rows,
     rotate,
     select_blocks,
@@ -499,7 +503,9 @@ class Mosaic(nn.Module):
                 explain("noise has another shape", got=got, expected=f"({batch}, {member}, {c.noise_dim})")
             )
 
-    def use_float8(self, on: bool = True) -> Mosaic:
+    def use_float8(
+        self, on: bool = True, *, fused: bool = False, attention: Literal["output", "all"] | None = None
+    ) -> Mosaic:
         """Take the matrix products of the feed-forward layers in 8 bits (e4m3), or no longer.
 
         They are 77 % of those of the published networks. Each point's activations and each output's weights have a
@@ -510,6 +516,12 @@ class Mosaic(nn.Module):
         Parameters
         ----------
         on : bool
+        fused : bool
+            Whether the gate between the two products is part of the first: rounded in units of a bound on each output
+            instead of each point's largest.
+        attention : {None, "output", "all"}
+            Which products of the attention are in 8 bits too: that of the sum of its branches, or also those that make
+            queries, keys, values and gates.
 
         Returns
         -------
@@ -519,12 +531,34 @@ class Mosaic(nn.Module):
         Raises
         ------
         ArgumentError
-            If a width of the feed-forward layers is no multiple of 16.
+            If a width of the feed-forward layers is no multiple of 16, and for an unknown `attention`.
         """
-        for layer in [m for m in self.modules() if isinstance(m, FeedForward)]:
+        known = attention in (None, "output", "all")
+        _check(known, "float8 of attention", repr(attention), "None, 'output' or 'all'")
+        for block in [m for m in self.modules() if isinstance(m, Block)]:
+            layer = block.ffn
             widths = [layer.w2.out_features, layer.w2.in_features]
             _check(not on or not any(w % 16 for w in widths), "float8", widths, "widths that are multiples of 16")
-            layer.float8 = on
+            layer.float8, layer.fused, block.attention.rounded = on, on and fused, attention if on else None
+        return self
+
+    def add_in_products(self, on: bool = True) -> Mosaic:
+        """Let matrix products add what they make to the residual where it lies, or no longer.
+
+        For forecasts: with gradients, and where the residual has another dtype than the products, the sum is made
+        after as ever. It is rounded once instead of twice.
+
+        Parameters
+        ----------
+        on : bool
+
+        Returns
+        -------
+        Mosaic
+            Itself.
+        """
+        for block in [m for m in self.modules() if isinstance(m, Block)]:
+            block.adds = on
         return self
 
     @torch.no_grad()
@@ -633,6 +667,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = BlockSparseAttention(config, stage)
         self.ffn = FeedForward(stage, config.noise_dim)
+        self.adds = False
 
     def forward(
         self,
@@ -641,15 +676,35 @@ class Block(nn.Module):
         z: torch.Tensor | None,
         impl: str | None,
         recompute: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, normed = (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
-        update = self.attention(normed, impl)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normed: torch.Tensor | Rows
+        if self.attention.rounded == "all":
+            x, normed = add_norm_rows(x, update, impl=impl)
+        else:
+            x, normed = _add_norm(x, update, impl)
+        dtype = _dtype(self.ffn.w2.weight)
+        # what comes into a stage was made for it alone
+        onto = x if self.adds and not torch.is_grad_enabled() and x.dtype == dtype and x.is_contiguous() else None
+        update = self.attention(normed, impl, onto)
         if self.ffn.float8:
             x, rows = add_norm_rows(x, update, impl=impl)
             return x, self.ffn.from_rows(rows, z, impl)
-        x, normed = add_norm(x, update, impl=impl)
+        x, normed = _add_norm(x, update, impl)
         again = recompute and torch.is_grad_enabled()
-        return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl)
+        return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl, onto)
+
+
+def _add_norm(x: torch.Tensor, update: torch.Tensor | None, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
+
+
+def _mapped(x: torch.Tensor, layer: nn.Linear, onto: torch.Tensor | None) -> torch.Tensor | None:
+    """A linear map; or nothing, if it is added to `onto` where that lies."""
+    if onto is None:
+        return layer(x)
+    rows, weight = (t.to(onto.dtype) for t in (x.flatten(0, -2), layer.weight))
+    onto.view(-1, onto.shape[-1]).addmm_(rows, weight.t())
+    return None
 
 
 def _again(module: nn.Module, *args: Any) -> Any:
@@ -666,22 +721,33 @@ class FeedForward(nn.Module):
         self.w13 = _linear(stage.dim, 2 * stage.hidden)
         self.w2 = _linear(stage.hidden, stage.dim)
         self.noise_bias = _linear(noise_dim, stage.hidden) if noise_dim else None
-        self.float8 = False
+        self.float8, self.fused = False, False
 
-    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, onto: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         shift = None if self.noise_bias is None else self.noise_bias(z)
         if torch.is_grad_enabled():
             return self.w2(swiglu(self.w13(x), shift, impl=impl))
-        return self.w2(gated_product(x, self.w13.weight, shift, impl=impl))
+        return _mapped(gated_product(x, self.w13.weight, shift, impl=impl), self.w2, onto)
 
     def from_rows(self, x: Rows, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
         """The same with products in 8 bits. Weights are rounded at each call: that is cheap, and never out of date."""
         shift = None if self.noise_bias is None else self.noise_bias(z)
-        kind = x.values.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.w2.weight.dtype
-        first, second = (quantise_rows(m.weight, impl=impl) for m in (self.w13, self.w2))
-        gated = swiglu_rows(multiply_rows(x, first, dtype, impl=impl), shift, impl=impl)
-        return multiply_rows(gated, second, dtype, impl=impl)
+        dtype, second = _dtype(self.w2.weight), self.w2.weight
+        first = quantise_rows(self.w13.weight, impl=impl)
+        if self.fused:
+            bound, growth = gate_bound(self.w13.weight, shift)
+            gated, second = gated_rows(x, first, bound, growth, shift, impl=impl), second * bound
+        else:
+            gated = swiglu_rows(multiply_rows(x, first, dtype, impl=impl), shift, impl=impl)
+        return multiply_rows(gated, quantise_rows(second, impl=impl), dtype, impl=impl)
+
+
+def _dtype(weight: torch.Tensor) -> torch.dtype:
+    """Of what a linear map with such weights makes."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class BlockSparseAttention(nn.Module):
@@ -692,6 +758,7 @@ class BlockSparseAttention(nn.Module):
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
         self.stage, self.branches, self.grouping = stage, config.branches, config.grouping
+        self.rounded: str | None = None
         kv_dim = stage.num_kv_heads * stage.head_dim
         self.to_q = _linear(stage.dim, stage.dim)
         self.to_k = _linear(stage.dim, kv_dim)
@@ -712,14 +779,36 @@ class BlockSparseAttention(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
-        gate, outputs, picked = self._attend(x if self.aligned else x.index_select(1, self.order), impl)
+    def forward(
+        self, x: torch.Tensor | Rows, impl: str | None = None, onto: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """What is to be added to the residual; nothing, if it has been added to `onto`."""
+        gate, outputs, picked = self._attend(x if self.aligned else _taken(x, self.order), impl)
+        if self.rounded:
+            out = self._from_rows(gate, outputs, picked, impl)
+            return out if self.aligned else out.index_select(1, self.back)
         if picked is not None and len(outputs) == 2:
             out = combine_selected(*picked, self.stage.block_size, gate, outputs[0], outputs[1], impl=impl)
         else:
             out = self._gated(gate, outputs + self._selected(picked, impl), impl)
-        out = self.to_o(out.flatten(2))
-        return out if self.aligned else out.index_select(1, self.back)
+        out = out.flatten(2)
+        return _mapped(out if self.aligned else out.index_select(1, self.back), self.to_o, onto)
+
+    def _from_rows(
+        self, gate: torch.Tensor, outputs: list[torch.Tensor], picked: Picked | None, impl: str | None
+    ) -> torch.Tensor:
+        weight, dtype = self.to_o.weight, _dtype(self.to_o.weight)
+        if picked is not None and len(outputs) == 2:
+            # means of values, and so no larger than these can be
+            bound = product_bound(self.to_v.weight).view(self.stage.num_kv_heads, 1, -1)
+            bound = bound.expand(-1, self.stage.num_heads // self.stage.num_kv_heads, -1).flatten()
+            inputs = (*picked, self.stage.block_size, gate, outputs[0], outputs[1], bound)
+            rows = combine_selected_rows(*inputs, impl=impl)
+            weight = weight * bound
+        else:
+            out = self._gated(gate, outputs + self._selected(picked, impl), impl)
+            rows = quantise_rows(out.flatten(2), impl=impl)
+        return multiply_rows(rows, quantise_rows(weight, impl=impl), dtype, impl=impl)
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
         """What each branch adds to the output of `forward`, by the reference: they sum to it.
@@ -739,13 +828,15 @@ class BlockSparseAttention(nn.Module):
         out = torch.stack([self.to_o(self._gated(gate, one, "reference").flatten(2)) for one in alone])
         return out if self.aligned else out.index_select(2, self.back)
 
-    def _attend(self, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, list[torch.Tensor], Picked | None]:
+    def _attend(
+        self, x: torch.Tensor | Rows, impl: str | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor], Picked | None]:
         """The gate's logits, each branch's (batch, point or block, head, d), points in the order of the blocks, and
         instead of the selected one its queries, keys, values and picked blocks.
         """
         s = self.stage
         weights = (m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp))
-        q, k, v, gate = _joined(x, *weights)
+        q, k, v, gate = _joined_rows(x, impl, *weights) if isinstance(x, Rows) else _joined(x, *weights)
         q, k, v = (t.unflatten(-1, (-1, s.head_dim)) for t in (q, k, v))  # (batch, point, head, d)
         gate = gate.unflatten(-1, (s.num_heads, -1))  # (batch, point, head, branch)
         (q, q_mean), (k, k_mean) = (rotate(t, self.cos, self.sin, s.block_size, impl=impl) for t in (q, k))
@@ -784,6 +875,23 @@ def _joined(x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor]:
     spare = -sum(rows) % 64 if x.device.type == "cuda" else 0
     pad = [weights[0].new_zeros(spare, x.shape[-1])] if spare else []
     return list(F.linear(x, torch.cat([*weights, *pad])).split([*rows, spare], -1))[: len(rows)]
+
+
+def _joined_rows(x: Rows, impl: str | None, *weights: torch.Tensor) -> list[torch.Tensor]:
+    """The same in 8 bits, whose products want multiples of 16 anyway."""
+    rows = [len(w) for w in weights]
+    spare = -sum(rows) % 64
+    weight = quantise_rows(torch.cat([*weights, weights[0].new_zeros(spare, weights[0].shape[1])]), impl=impl)
+    return list(multiply_rows(x, weight, _dtype(weights[0]), impl=impl).split([*rows, spare], -1))[: len(rows)]
+
+
+def _taken(x: torch.Tensor | Rows, order: torch.Tensor) -> torch.Tensor | Rows:
+    """Points in another order."""
+    if isinstance(x, Rows):
+        # bytes: not everything knows numbers of 8 bits
+        values = x.values.view(torch.uint8).index_select(1, order).view(x.values.dtype)
+        return Rows(values, x.scale.index_select(1, order))
+    return x.index_select(1, order)
 
 
 class Downsample(nn.Module):

@@ -22,6 +22,8 @@ WAYS = (
     Tiles(128, 128, 64, 8, 4),
     Tiles(128, 128, 128, 8, 2),
     Tiles(256, 64, 64, 8, 4),
+    Tiles(128, 128, 64, 8, 4, tanh=True),
+    *(Tiles(128, 64, 64, 4, 3, programs=2, tanh=tanh) for tanh in (False, True)),
 )
 STAGES = ((49152, 768), (12288, 1024), (3072, 1280))
 """Points and width of the feed-forward layers of the published networks, hidden four times as wide."""
@@ -29,7 +31,9 @@ STAGES = ((49152, 768), (12288, 1024), (3072, 1280))
 
 def named(tiles: Tiles) -> str:
     size = f"{tiles.rows} x (2 x {tiles.cols}) x {tiles.depth}"
-    return f"{size}, {tiles.warps} warps, {tiles.stages} deep, bands of {tiles.band}"
+    words = [f"{size}, {tiles.warps} warps, {tiles.stages} deep, bands of {tiles.band}"]
+    words += [w for w, on in ((f"{tiles.programs} at once", tiles.programs > 1), ("tangent", tiles.tanh)) if on]
+    return ", ".join(words)
 
 
 @contextmanager
@@ -74,11 +78,11 @@ def tried(name: str) -> str:
     return ""
 
 
-def problems(names: Iterable[str], seconds: float = 60.0) -> dict[str, str]:
+def problems(names: Iterable[str], trial: Callable[[str], str] = tried, seconds: float = 60.0) -> dict[str, str]:
     """Of all candidates at once, and of one that never ends too: then its process is."""
     end = time.monotonic() + seconds
     with multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool:
-        waiting = {name: pool.apply_async(tried, (name,)) for name in names}
+        waiting = {name: pool.apply_async(trial, (name,)) for name in names}
         found = {}
         for name, result in waiting.items():
             try:

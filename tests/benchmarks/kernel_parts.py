@@ -44,6 +44,7 @@ FORWARD = (
     *(Tiles(64, 128, 4, stages, registers, True, True) for stages in (2, 3) for registers in (None, 168, 128)),
     *(Tiles(128, 64, 8, stages, 128, True, True) for stages in (3, 4)),
     Tiles(64, 64, 4, 4, None, True, True),
+    *(Tiles(64, 128, 4, 2, None, True, True, products) for products in (4, 2)),
 )
 BACKWARD = {
     "query": (
@@ -65,7 +66,8 @@ BACKWARD = {
 def named(tiles: Tiles) -> str:
     words = [f"{tiles.rows} x {tiles.keys}, {tiles.warps} warps, {tiles.stages} deep"]
     words += [w for w, on in (("first peak", tiles.first), ("fetched whole", tiles.tma)) if on]
-    return ", ".join(words + ([f"{tiles.registers} registers"] if tiles.registers else []))
+    words += [f"{tiles.registers} registers"] if tiles.registers else []
+    return ", ".join(words + ([f"one of {tiles.products} powers by products"] if tiles.products else []))
 
 
 @contextmanager

@@ -19,7 +19,17 @@ import triton
 import triton.language as tl
 from kernels import GPU, median, relative
 
-from xmosaic.kernels import combine, combine_selected, gates, rotary, rotate, selected_attention, sum_norm
+from xmosaic.kernels import (
+    add_norm,
+    block_means,
+    combine,
+    combine_selected,
+    gates,
+    rotary,
+    rotate,
+    selected_attention,
+    sum_norm,
+)
 
 Call = Callable[..., torch.Tensor]
 STAGES = ((49152, 768, 12, 3, 24), (12288, 1024, 16, 4, 12), (3072, 1280, 20, 5, 4))
@@ -140,7 +150,7 @@ def by_head(cos: torch.Tensor, sin: torch.Tensor, x: torch.Tensor) -> torch.Tens
 
 
 def rotations(members: int) -> None:
-    for points, _, heads, kv_heads, _ in STAGES[:2]:
+    for points, _, heads, kv_heads, _ in STAGES:
         angle = torch.rand(points, 32, device=GPU) * 6
         cos, sin = angle.cos(), angle.sin()
         # queries, keys, values and gates side by side, as the network has them
@@ -155,8 +165,24 @@ def rotations(members: int) -> None:
         exact = partial(now, impl="reference")
         for name, part in (("queries", rows[:, :, :heads]), ("keys", rows[:, :, heads : heads + kv_heads])):
             told(f"rotation, {name} {tuple(part.shape)}", [part], partial(by_head, cos, sin), now, exact, exact)
+            parts(now, part)
+        values = partial(block_means, size=128, impl="triton")
+        parts(values, rows[:, :, heads + kv_heads :], "means of values")
         if points == STAGES[0][0]:
             cuts(now, rows[:, :, :heads])
+
+
+def parts(call: Call, x: torch.Tensor, name: str = "rotation") -> None:
+    """By how many programs there are at least: heads are dealt to several where blocks are too few."""
+    kept, cells, (members, points, heads, _) = rotary._PROGRAMS, {}, x.shape
+    for programs in (1, 1024, 2048, 4096, 8192, 1 << 30):
+        rotary._PROGRAMS = programs
+        count = rotary._parts(heads, members * points // 128)
+        if count not in cells:
+            cells[count] = f"{count}: {median(partial(call, x), 100):.3f} ms"
+    rotary._PROGRAMS = kept
+    taken = rotary._parts(heads, members * points // 128)
+    print(f"  {name} {tuple(x.shape)}, heads in so many parts: {', '.join(cells.values())}; taken {taken}", flush=True)
 
 
 def cuts(call: Call, x: torch.Tensor) -> None:
@@ -166,6 +192,45 @@ def cuts(call: Call, x: torch.Tensor) -> None:
         words = f"tiles of {cut[0]}, {cut[1]} warps, {cut[2]} deep"
         print(f"  rotation, queries, {words}: {median(partial(call, x), 100):.3f} ms", flush=True)
     rotary._TILE, rotary._WARPS, rotary._STAGES = kept
+
+
+# ---- the residual inside products ----
+
+
+def product_sum_norm(weight: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return add_norm(x, F.linear(rows, weight), impl="triton")[1]
+
+
+def sum_in_product_norm(weight: torch.Tensor, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    x.view(-1, x.shape[-1]).addmm_(rows.flatten(0, -2), weight.t())
+    return sum_norm(x, impl="triton")
+
+
+def residuals(members: int) -> None:
+    """The last product of attention and of the feed-forward layer, the sum with the residual, and the next norm."""
+    for points, width, *_ in STAGES:
+        for depth in (width, 4 * width):
+            name = f"product {members} x {points} x {depth} -> {width}, residual, norm"
+            x, rows, weight = made(members, points, width), made(members, points, depth), made(width, depth)
+            weight *= depth**-0.5
+            before, after = partial(product_sum_norm, weight), partial(sum_in_product_norm, weight)
+            one, some = x[:1].double(), rows[:1]
+            total = one + F.linear(some.double(), weight.double())
+            exact = F.rms_norm(total, (width,))
+            errors = [relative(call(x[:1].clone(), some), exact) for call in (after, before)]
+            if not errors[0] <= 1.2 * errors[1]:
+                print(f"{name}: WRONG, error {errors[0]:.1e}, of the steps {errors[1]:.1e}", flush=True)
+                continue
+            # what is added again and again must not grow; zeros would take less power, and so less time
+            weight *= 1e-9
+            alone = median(partial(F.linear, rows, weight), 100)
+            adding = median(partial(x.view(-1, width).addmm_, rows.flatten(0, -2), weight.t()), 100)
+            times = [median(partial(call, x, rows), 100) for call in (before, after)]
+            print(
+                f"{name}: {times[0]:.3f} ms before (product {alone:.3f}), {times[1]:.3f} ms now (product "
+                f"{adding:.3f}), error {errors[0]:.1e} ({errors[1]:.1e})",
+                flush=True,
+            )
 
 
 # ---- branches ----
@@ -206,6 +271,6 @@ def branches(members: int) -> None:
 @torch.inference_mode()
 def rest(members: str = "8") -> None:
     """Every step of a forecast that was bound by memory, as it was and as it is, at the sizes of the `era5` network."""
-    for part in (norms, rotations, branches):
+    for part in (norms, rotations, residuals, branches):
         part(int(members))
         torch.cuda.empty_cache()

@@ -1,8 +1,9 @@
 """The kernels on a GPU: right first, then how fast, beside what PyTorch has for the same.
 
 ``python tests/benchmarks/kernels.py NAME …``, by default check, attention, neighbors, step and training. More, of
-kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu; of kernel_gate.py: gated; of kernel_rest.py:
-rest. Compiling takes most of the time: eight processes share the check, and ``check:2/4`` does the third of four parts.
+kernel_parts.py: variants, local, feed_forward, scaling, mesh and cpu; of kernel_gate.py: gated; of kernel_eight.py:
+eight; of kernel_rest.py: rest. Compiling takes most of the time: eight processes share the check, and ``check:2/4``
+does the third of four parts.
 """
 
 from __future__ import annotations
@@ -328,6 +329,7 @@ def training() -> None:
 
 
 def main() -> None:
+    import kernel_eight
     import kernel_gate
     import kernel_parts as more
     import kernel_rest
@@ -337,7 +339,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, triton {triton.__version__}, {where}")
     parts = {more.variants, more.local, more.feed_forward, more.scaling, more.mesh, more.cpu}
     known = {f.__name__: f for f in (check, attention, neighbors, step, training, *parts)}
-    known["gated"], known["rest"] = kernel_gate.gated_product, kernel_rest.rest
+    known |= {"gated": kernel_gate.gated_product, "eight": kernel_eight.eight, "rest": kernel_rest.rest}
     for word in sys.argv[1:] or ["check", "attention", "neighbors", "step", "training"]:
         name, *rest = word.split(":")
         known[name](*rest)

@@ -31,15 +31,18 @@ def _quantise(x_ptr, values_ptr, scale_ptr, D: tl.constexpr, WIDTH: tl.constexpr
 
 
 @triton.jit
-def _add_norm(x_ptr, update_ptr, sum_ptr, values_ptr, scale_ptr, eps, D: tl.constexpr, WIDTH: tl.constexpr):
+def _add_norm(
+    x_ptr, update_ptr, sum_ptr, values_ptr, scale_ptr, eps, D: tl.constexpr, WIDTH: tl.constexpr, UPDATE: tl.constexpr
+):
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     mask = cols < D
     total = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
-    total += tl.load(update_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
-    total = total.to(sum_ptr.dtype.element_ty)
-    tl.store(sum_ptr + row * D + cols, total, mask=mask)
-    wide = total.to(tl.float32)
-    _store(wide * tl.rsqrt(tl.sum(wide * wide, 0) / D + eps), values_ptr, scale_ptr, row, cols, mask, D)
+    if UPDATE:
+        total += tl.load(update_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+        rounded = total.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * D + cols, rounded, mask=mask)
+        total = rounded.to(tl.float32)
+    _store(total * tl.rsqrt(tl.sum(total * total, 0) / D + eps), values_ptr, scale_ptr, row, cols, mask, D)
 
 
 @triton.jit
@@ -73,12 +76,13 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values, scale
 
 
-def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum of two, and its RMS norm in e4m3."""
-    x, update, d = x.contiguous(), update.contiguous(), x.shape[-1]
-    total, (values, scale) = torch.empty_like(x), _empty(x, d)
-    eps = torch.finfo(torch.float32).eps
-    _add_norm[(x.numel() // d,)](x, update, total, values, scale, eps, D=d, **_constants(d))
+def add_norm_rows(x: torch.Tensor, update: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of two, or the one there is, and its RMS norm in e4m3."""
+    x, d, eps = x.contiguous(), x.shape[-1], torch.finfo(torch.float32).eps
+    total, (values, scale) = x if update is None else torch.empty_like(x), _empty(x, d)
+    more = x if update is None else update.contiguous()
+    constants = {"D": d, "UPDATE": update is not None, **_constants(d)}
+    _add_norm[(x.numel() // d,)](x, more, total, values, scale, eps, **constants)
     return total, values, scale
 
 

@@ -101,10 +101,7 @@ def combine_selected(
     ArgumentError
         For shapes that don't belong together or an unknown ``impl``.
     """
-    _check_selected(query, key, value, block_indices, block_size)
-    _check_gates(logits, local, compressed, query.transpose(1, 2))
-    blocks = query.shape[2] // block_size
-    require(compressed.shape[1] == blocks, "compressed has other blocks", f"{compressed.shape[1]}", f"{blocks}")
+    check_combined(query, key, value, block_indices, block_size, logits, local, compressed)
     tensors = (query, key, value, logits, local, compressed)
     chosen = choose(impl, *tensors, products=True)
     if chosen == "reference" or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
@@ -115,6 +112,23 @@ def combine_selected(
     scale = query.shape[3] ** -0.5 if scale is None else scale
     with torch.cuda.device_of(query):
         return selected.combine_selected(query, key, value, block_indices, block_size, logits, local, compressed, scale)
+
+
+def check_combined(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_indices: torch.Tensor,
+    block_size: int,
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+) -> None:
+    """Raise `ArgumentError` where the branches' shapes don't belong together."""
+    _check_selected(query, key, value, block_indices, block_size)
+    _check_gates(logits, local, compressed, query.transpose(1, 2))
+    blocks = query.shape[2] // block_size
+    require(compressed.shape[1] == blocks, "compressed has other blocks", f"{compressed.shape[1]}", f"{blocks}")
 
 
 def _check_selected(

@@ -135,8 +135,24 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide * (FLOAT8_MAX / peak)).to(torch.float8_e4m3fn), peak / FLOAT8_MAX
 
 
-def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    total = x + update
+def bounded_rows(x: torch.Tensor, bound: torch.Tensor, growth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in units of each column's bound, times that of the sample: (batch,)."""
+    growth = growth.view(-1, *(1,) * (x.ndim - 1))
+    # torch makes NaN of what is more than the largest, GPUs stop there
+    values = (x.float() / growth * (FLOAT8_MAX / bound)).clamp(-FLOAT8_MAX, FLOAT8_MAX)
+    return values.to(torch.float8_e4m3fn), (growth / FLOAT8_MAX).expand(*x.shape[:-1], 1)
+
+
+def gated_rows(
+    ab: torch.Tensor, bound: torch.Tensor, growth: torch.Tensor, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return bounded_rows(swiglu(ab, None if shift is None else shift.float()), bound, growth)
+
+
+def add_norm_rows(
+    x: torch.Tensor, update: torch.Tensor | None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    total = x if update is None else x + update
     # rounded once, from float32
     return total, quantise_rows(F.rms_norm(total.float(), total.shape[-1:]))
 

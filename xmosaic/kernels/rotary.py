@@ -48,12 +48,15 @@ def _rotate(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     ROTATE: tl.constexpr,
+    PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One block of points, head by head. Angles are twice as long as what they turn: those of a block that is a single
-    chunk stay in registers for all its heads.
+    """One of so many parts of the heads of one block of points, head by head. Angles are twice as long as what they
+    turn: those of a block that is a single chunk stay in registers for all heads of the part.
     """
-    block, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    # parts of a block are neighbours, so that they find each other's angles in the caches
+    block, batch = tl.program_id(0) // PARTS, tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) % PARTS * (HEADS // PARTS)
     within, cols = tl.arange(0, CHUNK), tl.arange(0, WIDTH)
     # far in 64 bits, near in 32
     near = (within * x_p)[:, None] + cols[None, :]
@@ -61,7 +64,7 @@ def _rotate(
     x_ptr += batch * x_b
     if ROTATE:
         cos, sin = _angles((block * SIZE + within).to(tl.int64), within < SIZE, cos_ptr, sin_ptr, D, WIDTH)
-    for head in tl.range(0, HEADS, num_stages=STAGES):
+    for head in tl.range(first, first + HEADS // PARTS, num_stages=STAGES):
         total = tl.zeros((CHUNK, WIDTH), tl.float32)
         for start in range(0, SIZE, CHUNK):
             exists = start + within < SIZE
@@ -120,6 +123,8 @@ def _rotate_backward(
 
 # Elements of a tile, its warps, and how many tiles are on their way at once.
 _TILE, _WARPS, _STAGES = 8192, 8, 3
+# Fewer programs than this leave a GPU idle: heads of a block are then dealt to several, as few as it takes.
+_PROGRAMS = 2048
 
 
 def _tiles(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -127,10 +132,19 @@ def _tiles(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]
     batch, points, heads, d = x.shape
     width = max(2, triton.next_power_of_2(d))
     chunk = max(1, min(triton.next_power_of_2(size), _TILE // width))
-    constants = {"HEADS": heads, "SIZE": size, "CHUNK": chunk, "D": d, "WIDTH": width}
+    parts = _parts(heads, batch * (points // size))
+    constants = {"HEADS": heads, "SIZE": size, "CHUNK": chunk, "D": d, "WIDTH": width, "PARTS": parts}
     # a warp for each kilobyte or two
     warps = max(1, min(_WARPS, chunk * width // 1024))
-    return (points // size, batch), constants | {"STAGES": _STAGES, "num_warps": warps}
+    # where a program has a single head, nothing can be fetched ahead
+    stages = min(_STAGES, heads // parts)
+    return (parts * (points // size), batch), constants | {"STAGES": stages, "num_warps": warps}
+
+
+def _parts(heads: int, blocks: int) -> int:
+    """Into how many equal parts heads are dealt: the fewest that make enough programs of so many blocks."""
+    enough = (n for n in range(1, heads) if heads % n == 0 and n * blocks >= _PROGRAMS)
+    return next(enough, heads)
 
 
 def _blocks(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]]:

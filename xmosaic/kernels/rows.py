@@ -8,7 +8,7 @@ import torch
 
 from . import reference
 from .choice import choose_float8
-from .ops import check_gate, require
+from .ops import check_combined, check_gate, combine_selected, require
 
 FAST_SUMS = True
 """Whether products in 8 bits sum in fewer bits than float32 has: faster, and less exact in long sums."""
@@ -61,12 +61,15 @@ def quantise_rows(x: torch.Tensor, *, impl: str | None = None) -> Rows:
     return Rows(*reference.quantise_rows(x))
 
 
-def add_norm_rows(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = None) -> tuple[torch.Tensor, Rows]:
-    """As `add_norm`, with the norm in 8 bits.
+def add_norm_rows(
+    x: torch.Tensor, update: torch.Tensor | None, *, impl: str | None = None
+) -> tuple[torch.Tensor, Rows]:
+    """As `add_norm`, with the norm in 8 bits; or of one tensor alone.
 
     Parameters
     ----------
-    x, update : Tensor, (..., width)
+    x : Tensor, (..., width)
+    update : Tensor, (..., width), or None
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `quantise_rows`.
 
@@ -81,10 +84,9 @@ def add_norm_rows(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = N
     ArgumentError
         For shapes that differ, and as `quantise_rows`.
     """
-    require(
-        x.shape == update.shape, "x and update differ in shape", f"{tuple(x.shape)}, {tuple(update.shape)}", "equal"
-    )
-    if choose_float8(impl, x, update) == "triton":
+    shape = x.shape if update is None else update.shape
+    require(x.shape == shape, "x and update differ in shape", f"{tuple(x.shape)}, {tuple(shape)}", "equal")
+    if choose_float8(impl, x, *(() if update is None else (update,))) == "triton":
         from . import float8
 
         with torch.cuda.device_of(x):
@@ -144,13 +146,7 @@ def multiply_rows(x: Rows, weight: Rows, dtype: torch.dtype, *, impl: str | None
     ArgumentError
         For widths that differ or are no multiples of 16, and as `quantise_rows`.
     """
-    width, output = x.values.shape[-1], weight.values.shape[0]
-    require(
-        weight.values.shape == (output, width) and width % 16 == 0 and output % 16 == 0,
-        "x and weight can't be multiplied in 8 bits",
-        f"{tuple(x.values.shape)} and {tuple(weight.values.shape)}",
-        "(..., width) and (output, width), both multiples of 16",
-    )
+    width, output = _check_product(x, weight)
     if choose_float8(impl, x.scale) == "reference" or x.values.device.type != "cuda":
         return reference.multiply_rows(*x, *weight).to(dtype)
     with torch.cuda.device_of(x.values):
@@ -164,3 +160,169 @@ def multiply_rows(x: Rows, weight: Rows, dtype: torch.dtype, *, impl: str | None
             use_fast_accum=FAST_SUMS,
         )
     return out.view(*x.values.shape[:-1], output).to(dtype)
+
+
+def _check_product(x: Rows, weight: Rows) -> tuple[int, int]:
+    """Width and number of outputs."""
+    width, output = x.values.shape[-1], weight.values.shape[0]
+    require(
+        weight.values.shape == (output, width) and width % 16 == 0 and output % 16 == 0,
+        "x and weight can't be multiplied in 8 bits",
+        f"{tuple(x.values.shape)} and {tuple(weight.values.shape)}",
+        "(..., width) and (output, width), both multiples of 16",
+    )
+    return width, output
+
+
+# ---- rows whose scale is known before they are: bounds instead of the largest of a row ----
+
+_ROUNDING = 17 / 16
+"""How much larger rounding to e4m3 can make a number that isn't among the smallest."""
+
+
+def product_bound(weight: torch.Tensor) -> torch.Tensor:
+    """What no output of a linear map of an RMS norm passes, both rounded to 8 bits or not: Cauchy's inequality.
+
+    A number of e4m3 is as exact at a hundredth of the largest as at the largest, so that such a bound serves as a
+    scale, though it is many times too large; and each output can have its own, if the weights of the next product are
+    multiplied by it.
+
+    Parameters
+    ----------
+    weight : Tensor, (output, width)
+
+    Returns
+    -------
+    float32 Tensor, (output,)
+    """
+    length = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    # outputs without weights have a scale all the same
+    return (length * (_ROUNDING**2 * weight.shape[1] ** 0.5)).clamp(min=1e-9)
+
+
+def gate_bound(weight: torch.Tensor, shift: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What no SiLU(a + shift) · b of a linear map of an RMS norm passes: a bound for each output, times one of each
+    sample, which is 1 without a shift.
+
+    Parameters
+    ----------
+    weight : Tensor, (2·hidden, width)
+    shift : Tensor, (batch, hidden), optional
+
+    Returns
+    -------
+    bound : float32 Tensor, (hidden,)
+    growth : float32 Tensor, (batch,) or (1,)
+    """
+    first, second = product_bound(weight).chunk(2)
+    if shift is None:
+        return first * second, first.new_ones(1)
+    # a small sum of products beside a large shift: not all other outputs of the sample shall pay for it
+    first = torch.maximum(first, first.mean() / 8)
+    return first * second, 1 + (shift.float().abs() / first).amax(1)
+
+
+def gated_rows(
+    x: Rows,
+    weight: Rows,
+    bound: torch.Tensor,
+    growth: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> Rows:
+    """SiLU(a + shift) · b of the halves of a product of rows in 8 bits, over `bound`, in 8 bits.
+
+    On Hopper one Triton kernel does it all; elsewhere, and where no tile fits, it is `multiply_rows`, then the gate.
+
+    Parameters
+    ----------
+    x : Rows, (batch, point, width)
+    weight : Rows, (2·hidden, width)
+    bound : float32 Tensor, (hidden,)
+        Of each output, see `gate_bound`: larger ones become the largest.
+    growth : float32 Tensor, (batch,) or (1,)
+        Factor on the bounds of each sample.
+    shift : Tensor, (batch, hidden), optional
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `quantise_rows`.
+
+    Returns
+    -------
+    Rows, (batch, point, hidden)
+        Of what was asked for over `bound`: the weights of the product that follows want it as a factor.
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together, and as `quantise_rows`.
+    """
+    _check_product(x, weight)
+    hidden, batch = weight.values.shape[0] // 2, len(x.values)
+    check_gate(x.values.new_empty(batch, 0, 2 * hidden), shift)
+    require(
+        bound.shape == (hidden,) and growth.shape in ((batch,), (1,)),
+        "bound and growth don't belong to the weights",
+        f"{tuple(bound.shape)} and {tuple(growth.shape)}",
+        f"({hidden},) and ({batch},) or (1,)",
+    )
+    growth = growth.expand(batch)
+    if choose_float8(impl, x.scale, *(() if shift is None else (shift,))) == "triton":
+        from . import gated
+
+        if gated.fits_rows(x.values, weight.values, shift):
+            with torch.cuda.device_of(x.values):
+                values = gated.gated_rows(x, weight, reference.FLOAT8_MAX / bound, growth, shift)
+            return Rows(values, (growth / reference.FLOAT8_MAX).view(-1, 1, 1).expand(x.scale.shape).contiguous())
+    ab = multiply_rows(x, weight, torch.float32, impl=impl)
+    return Rows(*reference.gated_rows(ab, bound, growth, shift))
+
+
+def combine_selected_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_indices: torch.Tensor,
+    block_size: int,
+    logits: torch.Tensor,
+    local: torch.Tensor,
+    compressed: torch.Tensor,
+    bound: torch.Tensor,
+    *,
+    impl: str | None = None,
+) -> Rows:
+    """As `combine_selected`, over `bound`, in 8 bits.
+
+    Parameters
+    ----------
+    query, key, value, block_indices, block_size, logits, local, compressed
+        As in `combine_selected`.
+    bound : float32 Tensor, (num_heads · d,)
+        Of each output, such as that of the values (`product_bound`), of which it is a mean: larger ones become the
+        largest.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `quantise_rows`.
+
+    Returns
+    -------
+    Rows, (batch, point, num_heads · d)
+        Of what was asked for over `bound`: the weights of the product that follows want it as a factor.
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together, and as `quantise_rows`.
+    """
+    check_combined(query, key, value, block_indices, block_size, logits, local, compressed)
+    width = query.shape[1] * query.shape[3]
+    require(bound.shape == (width,), "bound has another shape", f"{tuple(bound.shape)}", f"({width},)")
+    tensors = (query, key, value, logits, local, compressed)
+    inputs = (query, key, value, block_indices, block_size, logits, local, compressed)
+    if choose_float8(impl, *tensors) == "triton":
+        from . import selected
+
+        with torch.cuda.device_of(query):
+            values = selected.combine_selected(*inputs, query.shape[3] ** -0.5, reference.FLOAT8_MAX / bound).flatten(2)
+        return Rows(values, bound.new_full((*values.shape[:2], 1), 1 / reference.FLOAT8_MAX))
+    out = combine_selected(*inputs, impl="reference").flatten(2)
+    return Rows(*reference.bounded_rows(out, bound, bound.new_ones(len(out))))

@@ -67,6 +67,36 @@ def _plus(acc, a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def _power(x):
+    """2 to the power of x, by products and sums alone: to 7.5e-5, for results that are rounded to 16 bits.
+
+    Below -126 it is 2 to the power of that, which is next to nothing.
+    """
+    x = tl.clamp(x, -126.0, 127.0, propagate_nan=tl.PropagateNan.ALL)
+    # float32 has no digits after the point here: what is added is rounded to the nearest integer
+    shifted = x + 12582912.0
+    rest = x - (shifted - 12582912.0)
+    # least largest relative error of all cubic polynomials between -1/2 and 1/2
+    power = ((0.05517166852951 * rest + 0.2426111251115799) * rest + 0.6932609677314758) * rest + 0.9999280571937561
+    return (power.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _powers(x, M: tl.constexpr, N: tl.constexpr, PRODUCTS: tl.constexpr):
+    """2 to the power of x; one of `PRODUCTS` by products, so that special instructions bind less."""
+    if PRODUCTS == 0:
+        return tl.exp2(x)
+    elif PRODUCTS == 2:
+        even, odd = tl.split(tl.reshape(x, (M, N // 2, 2)))
+        return tl.reshape(tl.join(tl.exp2(even), _power(odd)), (M, N))
+    else:
+        # halves lie in registers of the same thread
+        left, right = tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
+        both = tl.join(tl.exp2(left), _powers(right, M, N // 2, PRODUCTS // 2))
+        return tl.reshape(tl.permute(both, (0, 2, 1)), (M, N))
+
+
+@triton.jit
 def _sweep(
     q,
     k_ptr,
@@ -87,6 +117,7 @@ def _sweep(
     EXACT: tl.constexpr,
     FIRST: tl.constexpr,
     TMA: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """Weighted sum of values, sum of weights, and the logit at which a weight is 1, of each row.
 
@@ -115,7 +146,7 @@ def _sweep(
         if SIZE % N != 0:
             s = tl.where(exists[None, :], s, float("-inf"))
         if FIRST:
-            p = tl.exp2(s * scale_log2 - peak[:, None])
+            p = _powers(s * scale_log2 - peak[:, None], M, N, PRODUCTS)
             total += tl.sum(tl.reshape(p, (M, N // 8, 8)), 1)
         else:
             higher = tl.maximum(peak, tl.max(s, 1) * scale_log2)
@@ -144,6 +175,7 @@ def _forward(
     logits_ptr,
     local_ptr,
     compressed_ptr,
+    share_ptr,
     q_b,
     q_h,
     q_p,
@@ -175,9 +207,14 @@ def _forward(
     EXACT: tl.constexpr,
     FIRST: tl.constexpr,
     TMA: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     GATED: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
-    """Attention over picked blocks, or, with `GATED`, its sum with two other branches; that has no way back."""
+    """Attention over picked blocks, or, with `GATED`, its sum with two other branches; that has no way back.
+
+    With `SHARED` too each output is multiplied by a factor of its own: before it is rounded to 8 bits.
+    """
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
     block, head, batch = tl.program_id(0) // TILES, tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -197,14 +234,14 @@ def _forward(
     # fmt: off
     acc, total, peak = _sweep(
         q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
-        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA,
+        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, PRODUCTS,
     )
     if FIRST:  # noqa: SIM102
         # more than the operands can hold, or NaN: once again, the long way
         if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
             acc, total, peak = _sweep(
                 q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
-                SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA,
+                SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA, 0,
             )
     # fmt: on
     out = acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None]
@@ -216,6 +253,8 @@ def _forward(
         local = _load(local_tile, has_row, has_col, WHOLE_M).to(tl.float32)
         compressed = _load(compressed_ptr + compressed_row[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
         out = first[:, None] * local + second[:, None] * compressed.to(tl.float32) + third[:, None] * out
+        if SHARED:
+            out *= _load(share_ptr + (query_head * D)[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
     out_tile = out_ptr + batch * out_b + (query_head * out_h + point * out_p)[:, None] + cols[None, :]
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
     if not GATED:
@@ -424,7 +463,8 @@ class _Tiles(NamedTuple):
     """Rows and keys of a program, its warps, the depth of its pipeline, and the registers of a thread.
 
     With `first` weights are relative to the greatest logit of the first keys, see `_sweep`; with `tma` the hardware
-    fetches whole tiles by itself, where they lie so that it can.
+    fetches whole tiles by itself, where they lie so that it can. One of so many powers is made by `products`, with
+    `first` and in 16 bits alone; 0: none.
     """
 
     rows: int
@@ -434,6 +474,7 @@ class _Tiles(NamedTuple):
     registers: int | None = None
     first: bool = False
     tma: bool = False
+    products: int = 0
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
@@ -488,7 +529,7 @@ def _constants(
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
         "maxnreg": tiles.registers,
-    } | ({"FIRST": tiles.first} if kind == "forward" else {})
+    } | ({"FIRST": tiles.first, "PRODUCTS": tiles.products} if kind == "forward" else {})
 
 
 def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any, ...]:
@@ -498,10 +539,10 @@ def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any,
     return tuple(TensorDescriptor.from_tensor(x, [1, 1, length, x.shape[3]]) for x in fetched)
 
 
-def _like(x: torch.Tensor) -> torch.Tensor:
+def _like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Empty, points before heads in memory: what the layers around want."""
     batch, heads, points, d = x.shape
-    return x.new_empty(batch, points, heads, d).transpose(1, 2)
+    return x.new_empty(batch, points, heads, d, dtype=dtype).transpose(1, 2)
 
 
 def _describable(x: torch.Tensor) -> bool:
@@ -522,7 +563,7 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, picked: torch.Tensor, size: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     out, (lse, total) = _like(q), _row_sums(q)
-    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out), (0,) * 5)
+    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out, out), (0,) * 5)
     return out, lse, total
 
 
@@ -537,15 +578,16 @@ def _launch(
     more: tuple[torch.Tensor, ...],
     more_strides: tuple[int, ...],
     gated: bool = False,
+    shared: bool = False,
 ) -> None:
-    """`more`: what is stored of the sums, or else what is summed with the result."""
+    """`more`: what is stored of the sums, or else what is summed with the result, and its factors."""
     batch, heads, points, _ = q.shape
     tiles, constants = _constants("forward", q, k, size, (k, v))
     grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
     strides = (*(n for x in (q, k, v, out) for n in x.stride()[:3]), *more_strides)
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
     k, v = _described(tiles, tiles.keys, k, v)
-    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, GATED=gated, **constants)
+    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, GATED=gated, SHARED=shared, **constants)
 
 
 @_attend.register_fake
@@ -656,12 +698,13 @@ def _combine_selected(
     compressed: torch.Tensor,
     size: int,
     scale: float,
+    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    out = _like(q).transpose(1, 2)
+    out = _like(q, None if share is None else torch.float8_e4m3fn).transpose(1, 2)
     batch, points, head = local.stride()[:3]
     strides = (*logits.stride()[:2], batch, head, points)
-    more = (out, out, logits, local, compressed)
-    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, gated=True)
+    more = (out, out, logits, local, compressed, out if share is None else share)
+    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, gated=True, shared=share is not None)
     return out
 
 
@@ -676,8 +719,9 @@ def _(
     compressed: torch.Tensor,
     size: int,
     scale: float,
+    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return _like(q).transpose(1, 2)
+    return _like(q, None if share is None else torch.float8_e4m3fn).transpose(1, 2)
 
 
 def combine_selected(
@@ -690,13 +734,19 @@ def combine_selected(
     local: torch.Tensor,
     compressed: torch.Tensor,
     scale: float,
+    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `xmosaic.kernels.combine_selected`, on arguments that were checked; without gradients."""
+    """As `xmosaic.kernels.combine_selected`, on arguments that were checked; without gradients.
+
+    With `share`, a factor of each output of each head, the result is in 8 bits.
+    """
     query, key, value, local = (last_dense(x) for x in (query, key, value, local))
     # the three logits of a head, and the heads of a point, stand side by side
     logits = logits if logits.stride(-1) == 1 and logits.stride(-2) == 3 else logits.contiguous()
     picked = block_indices.int().contiguous()
-    return _combine_selected(query, key, value, picked, logits, local, compressed.contiguous(), block_size, scale)
+    share = share if share is None else share.contiguous()
+    inputs = (query, key, value, picked, logits, local, compressed.contiguous())
+    return _combine_selected(*inputs, block_size, scale, share)
 
 
 def selected_attention(

@@ -1,0 +1,202 @@
+"""Products in 8 bits that take more steps with them: ``python tests/benchmarks/kernels.py eight``.
+
+The gate inside its product and attention's projections, beside what they replace, and the whole step with each of them
+and with the residual inside products.
+``eight:gates``, ``eight:projections`` and ``eight:steps`` do one part. Nothing is timed that isn't right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from kernel_gate import Tiles, made, named, problems
+from kernel_rest import STAGES
+from kernels import GPU, era5, median, profile, relative
+from triton.testing import do_bench
+
+from xmosaic.kernels import (
+    Rows,
+    add_norm,
+    add_norm_rows,
+    combine_selected,
+    combine_selected_rows,
+    gate_bound,
+    gated,
+    gated_rows,
+    multiply_rows,
+    product_bound,
+    quantise_rows,
+    swiglu_rows,
+)
+
+WAYS = (
+    Tiles(128, 128, 128, 8, 4),
+    Tiles(128, 128, 128, 8, 3),
+    Tiles(128, 128, 64, 8, 6),
+    Tiles(128, 128, 128, 8, 4, 16),
+    Tiles(256, 64, 128, 8, 4),
+    Tiles(128, 64, 64, 4, 6, programs=2),
+    Tiles(128, 128, 128, 8, 4, tanh=True),
+    *(Tiles(128, 64, 128, 4, 3, programs=2, tanh=tanh) for tanh in (False, True)),
+)
+WIDE = torch.bfloat16
+
+
+# ---- the gate inside its product ----
+
+
+def ready(members: int, points: int, width: int) -> tuple[Rows, Rows, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, weights, bounds and shift of one layer."""
+    x, weight, shift = made(members, points, width)
+    bound, growth = gate_bound(weight, shift)
+    return quantise_rows(F.rms_norm(x, (width,))), quantise_rows(weight), bound, growth, shift
+
+
+def cut(tiles: Tiles, *inputs: torch.Tensor) -> Rows:
+    kept, gated._ROWS_TILES = gated._ROWS_TILES, tiles
+    try:
+        return gated_rows(*inputs, impl="triton")
+    finally:
+        gated._ROWS_TILES = kept
+
+
+def two_steps(x: Rows, weight: Rows, bound: torch.Tensor, growth: torch.Tensor, shift: torch.Tensor) -> Rows:
+    return swiglu_rows(multiply_rows(x, weight, WIDE), shift)
+
+
+def ways() -> dict[str, Callable[..., Rows]]:
+    return {named(t): partial(cut, t) for t in WAYS}
+
+
+def tried(name: str) -> str:
+    """What went wrong with a candidate in a process of its own; its kernels stay in Triton's cache."""
+    try:
+        with torch.inference_mode():
+            for _, width, *_ in STAGES:
+                ways()[name](*ready(1, 1024, width))
+            torch.cuda.synchronize()
+    except Exception as error:  # one that can't be built must not end the others
+        return f"failed, {type(error).__name__}: {str(error)[:150]}"
+    return ""
+
+
+def gate_error(call: Callable[..., Rows], x: Rows, weight: Rows, *more: torch.Tensor, whole: bool = False) -> float:
+    """Of the first and the last 256 points of every member, against the formula in float64."""
+    ends = torch.arange(-256, 256, device=GPU)
+    rows = call(x, weight, *more)
+    got = rows.values[:, ends].double() * rows.scale[:, ends] * (1.0 if whole else more[0])
+    wide = x.values[:, ends].double() * x.scale[:, ends]
+    a, b = F.linear(wide, weight.values.double() * weight.scale).chunk(2, -1)
+    exact = F.silu(a + more[2].double()[:, None]) * b
+    return relative(got, exact) if not rows.values.view(torch.uint8).bitwise_and(127).eq(127).any() else float("nan")
+
+
+def gates(members: int) -> None:
+    wrong = {name: problem for name, problem in problems(ways(), tried).items() if problem}
+    for name, problem in wrong.items():
+        print(f"{name}: {problem}", flush=True)
+    for points, width, *_ in STAGES:
+        inputs, size = ready(members, points, width), f"{members} x {points} x {width}"
+        work = 16.0 * members * points * width**2
+        x, weight, *_, shift = inputs
+        allowed = gate_error(two_steps, *inputs, whole=True)
+        times = [median(c, 100) for c in (partial(multiply_rows, x, weight, WIDE), partial(two_steps, *inputs))]
+        print(f"{size}, product in 8 bits alone {times[0]:.3f} ms, then gate {times[1]:.3f}, error {allowed:.1e}")
+        print(f"{size}, bounds {median(partial(gate_bound, made(1, 128, width)[1], shift), 50):.3f} ms", flush=True)
+        for name, call in ways().items():
+            error = float("nan") if name in wrong else gate_error(call, *inputs)
+            if not error <= 1.5 * allowed:
+                print(f"{size}, {name}: WRONG, error {error:.1e}", flush=True)
+                continue
+            taken = median(partial(call, *inputs), 100)
+            print(f"{size}, {name}: {taken:.3f} ms, {work / taken / 1e9:.0f} TFLOP/s, error {error:.1e}", flush=True)
+        del inputs, x, weight
+        torch.cuda.empty_cache()
+
+
+# ---- attention's projections ----
+
+
+def projections(members: int) -> None:
+    for points, width, heads, kv_heads, count in STAGES:
+        size = f"{members} x {points} x {width}"
+        outputs = (heads + 2 * kv_heads) * 64 + 3 * heads
+        outputs += -outputs % 64
+        x, update = (torch.randn(members, points, width, device=GPU, dtype=WIDE) for _ in "ab")
+        first, last = (torch.randn(n, width, device=GPU, dtype=WIDE) * width**-0.5 for n in (outputs, width))
+        normed, rows = add_norm(x, update)[1], add_norm_rows(x, update)[1]
+        first8, last8 = quantise_rows(first), quantise_rows(last)
+        value = last[: kv_heads * 64]
+        bound = product_bound(value).view(kv_heads, 1, 64).expand(-1, heads // kv_heads, -1).flatten()
+        attention = branches(members, points, heads, kv_heads, count)
+        wide, eight = combine_selected(*attention).flatten(2), combine_selected_rows(*attention, bound)
+        off = relative((eight.values[:1].double() * eight.scale[:1] * bound), wide[:1].double())
+        print(f"{size}, sum of the branches in 8 bits: off by {off:.1e}", flush=True)
+        for name, before, after in (
+            ("add, norm", partial(add_norm, x, update), partial(add_norm_rows, x, update)),
+            ("queries to gates", partial(F.linear, normed, first), partial(multiply_rows, rows, first8, WIDE)),
+            ("branches", partial(combine_selected, *attention), partial(combine_selected_rows, *attention, bound)),
+            ("output", partial(F.linear, wide, last), partial(multiply_rows, eight, last8, WIDE)),
+            ("rounding the weights", None, lambda a=first, b=last, c=bound: (quantise_rows(a), quantise_rows(b * c))),
+        ):
+            times = [0.0 if call is None else median(call, 100) for call in (before, after)]
+            print(f"{size}, {name}: bfloat16 {times[0]:.3f} ms, float8 {times[1]:.3f} ms", flush=True)
+        del attention, wide, eight
+        torch.cuda.empty_cache()
+
+
+def branches(members: int, points: int, heads: int, kv_heads: int, count: int) -> tuple:
+    blocks = points // 128
+    picked = torch.rand(members, kv_heads, blocks, blocks, device=GPU).topk(count).indices
+    q, k, v = (
+        torch.randn(members, points, n, 64, device=GPU, dtype=WIDE).transpose(1, 2) for n in (heads, kv_heads, kv_heads)
+    )
+    rest = (
+        torch.randn(members, n, heads, d, device=GPU, dtype=WIDE) for n, d in ((points, 3), (points, 64), (blocks, 64))
+    )
+    return q, k, v, picked, 128, *rest
+
+
+# ---- the whole step ----
+
+KINDS = {
+    "bfloat16": {},
+    "float8": {"on": True},
+    "float8, gate inside": {"on": True, "fused": True},
+    "float8, gate inside, output": {"on": True, "fused": True, "attention": "output"},
+    "float8, gate inside, all of attention": {"on": True, "fused": True, "attention": "all"},
+}
+
+
+def steps(members: int) -> None:
+    """Time of a step, and how far its output is from bfloat16's; weights are random."""
+    network = era5().requires_grad_(False).eval()
+    for count in (members, 3 * members):
+        history = torch.randn(1, count, 2, 240, 121, 82, device=GPU)
+        call = partial(network, history, torch.rand(1, 2, device=GPU), torch.randn(1, count, 32, device=GPU))
+        with torch.inference_mode(), torch.autocast(GPU, WIDE):
+            expected = network.use_float8(False).add_in_products(False)(*call.args)[:, :2].double()
+            for (name, kind), adds in product(KINDS.items(), (False, True)):
+                network.use_float8(**{"on": False} | kind).add_in_products(adds)
+                off = relative(call()[:, :2], expected)
+                taken = [t / count for t in do_bench(call, warmup=200, rep=1500, quantiles=[0.5, 0.0, 1.0])]
+                print(
+                    f"{name}{', residual in products' if adds else ''}, {count} members: {taken[0]:.2f} ms per "
+                    f"member-step ({taken[1]:.2f} … {taken[2]:.2f}), off by {off:.1e}",
+                    flush=True,
+                )
+                if count == members and adds:
+                    profile(call)
+
+
+@torch.inference_mode()
+def eight(part: str = "all", members: str = "8") -> None:
+    """Every part, or one."""
+    for call in (gates, projections, steps):
+        if part in ("all", call.__name__):
+            call(int(members))
+            torch.cuda.empty_cache()
