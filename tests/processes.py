@@ -38,9 +38,7 @@ def process_of(work: Any, *arguments: Any, **named: Any) -> Any:
     if _HERE not in before:  # the server looks for tests too
         os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, before)])
     context.set_forkserver_preload(["models", "xmosaic.training.loop", "processes", *_LATE])
-    # by the name it has outside of pytest, which may call the module tests.…
-    module = work.__module__.rpartition(".")[2]
-    return context.Process(target=_call, args=(module, work.__name__, arguments, named))
+    return context.Process(target=_call, args=(work.__module__, work.__name__, arguments, named))
 
 
 def _call(module: str, name: str, arguments: tuple, named: dict) -> Any:
@@ -67,7 +65,7 @@ def launch(path: Path, world: int, work: Any, *arguments: Any, port: int | None 
     With a port the work itself begins the process group there.
     """
     path.mkdir(parents=True)
-    where = work.__module__.rpartition(".")[2], work.__name__
+    where = work.__module__, work.__name__
     processes = [process_of(_rank, *where, rank, world, str(path), port, arguments) for rank in range(world)]
     for process in processes:
         process.start()
