@@ -41,7 +41,6 @@ from .kernels import (
     selected_attention,
     sum_norm,
     swiglu,
-    swiglu_rows,
 )
 from .kernels.reference import gated_sum, grouped_attention
 
@@ -503,12 +502,10 @@ class Mosaic(nn.Module):
                 explain("noise has another shape", got=got, expected=f"({batch}, {member}, {c.noise_dim})")
             )
 
-    def use_float8(
-        self, on: bool = True, *, fused: bool = False, attention: Literal["output", "all"] | None = None
-    ) -> Mosaic:
-        """Take the matrix products of the feed-forward layers in 8 bits (e4m3), or no longer.
+    def use_float8(self, on: bool = True) -> Mosaic:
+        """Take matrix products of the feed-forward layers, and each attention's last, in 8 bits (e4m3), or no longer.
 
-        They are 77 % of those of the published networks. Each point's activations and each output's weights have a
+        They are 84 % of those of the published networks. Each point's activations and each output's weights have a
         scale of their own; sums, and everything else, stay as wide as before. For forecasts, best under autocast to
         bfloat16: there is no gradient. Needs a GPU of compute capability 8.9, or ``impl = "reference"``, which emulates
         it.
@@ -516,12 +513,6 @@ class Mosaic(nn.Module):
         Parameters
         ----------
         on : bool
-        fused : bool
-            Whether the gate between the two products is part of the first: rounded in units of a bound on each output
-            instead of each point's largest.
-        attention : {None, "output", "all"}
-            Which products of the attention are in 8 bits too: that of the sum of its branches, or also those that make
-            queries, keys, values and gates.
 
         Returns
         -------
@@ -531,34 +522,13 @@ class Mosaic(nn.Module):
         Raises
         ------
         ArgumentError
-            If a width of the feed-forward layers is no multiple of 16, and for an unknown `attention`.
+            If a width of the feed-forward layers is no multiple of 16.
         """
-        known = attention in (None, "output", "all")
-        _check(known, "float8 of attention", repr(attention), "None, 'output' or 'all'")
         for block in [m for m in self.modules() if isinstance(m, Block)]:
             layer = block.ffn
             widths = [layer.w2.out_features, layer.w2.in_features]
             _check(not on or not any(w % 16 for w in widths), "float8", widths, "widths that are multiples of 16")
-            layer.float8, layer.fused, block.attention.rounded = on, on and fused, attention if on else None
-        return self
-
-    def add_in_products(self, on: bool = True) -> Mosaic:
-        """Let matrix products add what they make to the residual where it lies, or no longer.
-
-        For forecasts: with gradients, and where the residual has another dtype than the products, the sum is made
-        after as ever. It is rounded once instead of twice.
-
-        Parameters
-        ----------
-        on : bool
-
-        Returns
-        -------
-        Mosaic
-            Itself.
-        """
-        for block in [m for m in self.modules() if isinstance(m, Block)]:
-            block.adds = on
+            layer.float8 = block.attention.float8 = on
         return self
 
     @torch.no_grad()
@@ -660,14 +630,14 @@ class Stage(nn.Module):
 class Block(nn.Module):
     """x ← x + Attention(norm x); x ← x + FeedForward(norm x, z).
 
-    What a block adds last is handed on, to be added in one pass with the next norm.
+    What a block adds last is handed on, to be added in one pass with the next norm. Without gradients the products add
+    what they make to x where it lies, which rounds it once instead of twice, and nothing is handed on.
     """
 
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
         self.attention = BlockSparseAttention(config, stage)
         self.ffn = FeedForward(stage, config.noise_dim)
-        self.adds = False
 
     def forward(
         self,
@@ -677,34 +647,24 @@ class Block(nn.Module):
         impl: str | None,
         recompute: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        normed: torch.Tensor | Rows
-        if self.attention.rounded == "all":
-            x, normed = add_norm_rows(x, update, impl=impl)
-        else:
-            x, normed = _add_norm(x, update, impl)
-        dtype = _dtype(self.ffn.w2.weight)
-        # what comes into a stage was made for it alone
-        onto = x if self.adds and not torch.is_grad_enabled() and x.dtype == dtype and x.is_contiguous() else None
-        update = self.attention(normed, impl, onto)
+        x, normed = (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
         if self.ffn.float8:
-            x, rows = add_norm_rows(x, update, impl=impl)
+            x, rows = add_norm_rows(x, self.attention(normed, impl), impl=impl)
             return x, self.ffn.from_rows(rows, z, impl)
-        x, normed = _add_norm(x, update, impl)
+        # what comes into a stage was made for it alone
+        if not torch.is_grad_enabled() and x.dtype == _dtype(self.ffn.w2.weight) and x.is_contiguous():
+            self.attention.add_to(x, normed, impl)
+            self.ffn.add_to(x, z, impl)
+            return x, None
+        x, normed = add_norm(x, self.attention(normed, impl), impl=impl)
         again = recompute and torch.is_grad_enabled()
-        return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl, onto)
+        return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl)
 
 
-def _add_norm(x: torch.Tensor, update: torch.Tensor | None, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    return (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
-
-
-def _mapped(x: torch.Tensor, layer: nn.Linear, onto: torch.Tensor | None) -> torch.Tensor | None:
-    """A linear map; or nothing, if it is added to `onto` where that lies."""
-    if onto is None:
-        return layer(x)
-    rows, weight = (t.to(onto.dtype) for t in (x.flatten(0, -2), layer.weight))
-    onto.view(-1, onto.shape[-1]).addmm_(rows, weight.t())
-    return None
+def _add_product(total: torch.Tensor, x: torch.Tensor, layer: nn.Linear) -> None:
+    """Add a linear map of x to `total` where it lies."""
+    rows, weight = (t.to(total.dtype) for t in (x.flatten(0, -2), layer.weight))
+    total.view(-1, total.shape[-1]).addmm_(rows, weight.t())
 
 
 def _again(module: nn.Module, *args: Any) -> Any:
@@ -721,27 +681,27 @@ class FeedForward(nn.Module):
         self.w13 = _linear(stage.dim, 2 * stage.hidden)
         self.w2 = _linear(stage.hidden, stage.dim)
         self.noise_bias = _linear(noise_dim, stage.hidden) if noise_dim else None
-        self.float8, self.fused = False, False
+        self.float8 = False
 
-    def forward(
-        self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None, onto: torch.Tensor | None = None
-    ) -> torch.Tensor | None:
-        shift = None if self.noise_bias is None else self.noise_bias(z)
+    def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
         if torch.is_grad_enabled():
-            return self.w2(swiglu(self.w13(x), shift, impl=impl))
-        return _mapped(gated_product(x, self.w13.weight, shift, impl=impl), self.w2, onto)
+            return self.w2(swiglu(self.w13(x), self._shift(z), impl=impl))
+        return self.w2(gated_product(x, self.w13.weight, self._shift(z), impl=impl))
+
+    def add_to(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None) -> None:
+        """Add that of the norm of x to x; without gradients."""
+        _add_product(x, gated_product(x, self.w13.weight, self._shift(z), normed=True, impl=impl), self.w2)
 
     def from_rows(self, x: Rows, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
         """The same with products in 8 bits. Weights are rounded at each call: that is cheap, and never out of date."""
-        shift = None if self.noise_bias is None else self.noise_bias(z)
-        dtype, second = _dtype(self.w2.weight), self.w2.weight
-        first = quantise_rows(self.w13.weight, impl=impl)
-        if self.fused:
-            bound, growth = gate_bound(self.w13.weight, shift)
-            gated, second = gated_rows(x, first, bound, growth, shift, impl=impl), second * bound
-        else:
-            gated = swiglu_rows(multiply_rows(x, first, dtype, impl=impl), shift, impl=impl)
-        return multiply_rows(gated, quantise_rows(second, impl=impl), dtype, impl=impl)
+        shift = self._shift(z)
+        bound, growth = gate_bound(self.w13.weight, shift)
+        gated = gated_rows(x, quantise_rows(self.w13.weight, impl=impl), bound, growth, shift, impl=impl)
+        second = quantise_rows(self.w2.weight * bound, impl=impl)
+        return multiply_rows(gated, second, _dtype(self.w2.weight), impl=impl)
+
+    def _shift(self, z: torch.Tensor | None) -> torch.Tensor | None:
+        return None if self.noise_bias is None else self.noise_bias(z)
 
 
 def _dtype(weight: torch.Tensor) -> torch.dtype:
@@ -758,7 +718,7 @@ class BlockSparseAttention(nn.Module):
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
         self.stage, self.branches, self.grouping = stage, config.branches, config.grouping
-        self.rounded: str | None = None
+        self.whole, self.float8 = len(config.branches) == len(BRANCHES), False
         kv_dim = stage.num_kv_heads * stage.head_dim
         self.to_q = _linear(stage.dim, stage.dim)
         self.to_k = _linear(stage.dim, kv_dim)
@@ -779,36 +739,39 @@ class BlockSparseAttention(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(
-        self, x: torch.Tensor | Rows, impl: str | None = None, onto: torch.Tensor | None = None
-    ) -> torch.Tensor | None:
-        """What is to be added to the residual; nothing, if it has been added to `onto`."""
-        gate, outputs, picked = self._attend(x if self.aligned else _taken(x, self.order), impl)
-        if self.rounded:
-            out = self._from_rows(gate, outputs, picked, impl)
-            return out if self.aligned else out.index_select(1, self.back)
-        if picked is not None and len(outputs) == 2:
-            out = combine_selected(*picked, self.stage.block_size, gate, outputs[0], outputs[1], impl=impl)
-        else:
-            out = self._gated(gate, outputs + self._selected(picked, impl), impl)
-        out = out.flatten(2)
-        return _mapped(out if self.aligned else out.index_select(1, self.back), self.to_o, onto)
+    def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
+        out = self._rounded(x, impl) if self.float8 else self.to_o(self._branches(x, impl))
+        return out if self.aligned else out.index_select(1, self.back)
 
-    def _from_rows(
-        self, gate: torch.Tensor, outputs: list[torch.Tensor], picked: Picked | None, impl: str | None
-    ) -> torch.Tensor:
-        weight, dtype = self.to_o.weight, _dtype(self.to_o.weight)
-        if picked is not None and len(outputs) == 2:
+    def add_to(self, total: torch.Tensor, x: torch.Tensor, impl: str | None = None) -> None:
+        """Add that of x to a total; without gradients."""
+        out = self._branches(x, impl)
+        _add_product(total, out if self.aligned else out.index_select(1, self.back), self.to_o)
+
+    def _branches(self, x: torch.Tensor, impl: str | None) -> torch.Tensor:
+        """Their gated sum, (batch, point, dim), points in the order of the blocks."""
+        if not self.whole:
+            return self._gated(*self._apart(x, impl), impl).flatten(2)
+        gate, (compressed,), picked = self._attend(x, impl, True)
+        assert picked is not None
+        near = self.stage.local_size
+        return combine_selected(*picked, self.stage.block_size, gate, near, compressed, impl=impl).flatten(2)
+
+    def _rounded(self, x: torch.Tensor, impl: str | None) -> torch.Tensor:
+        """What `forward` gives, of a last product in 8 bits."""
+        s, weight = self.stage, self.to_o.weight
+        if self.whole:
+            gate, (compressed,), picked = self._attend(x, impl, True)
+            assert picked is not None
             # means of values, and so no larger than these can be
-            bound = product_bound(self.to_v.weight).view(self.stage.num_kv_heads, 1, -1)
-            bound = bound.expand(-1, self.stage.num_heads // self.stage.num_kv_heads, -1).flatten()
-            inputs = (*picked, self.stage.block_size, gate, outputs[0], outputs[1], bound)
+            bound = product_bound(self.to_v.weight).view(s.num_kv_heads, 1, -1)
+            bound = bound.expand(-1, s.num_heads // s.num_kv_heads, -1).flatten()
+            inputs = (*picked, s.block_size, gate, s.local_size, compressed, bound)
             rows = combine_selected_rows(*inputs, impl=impl)
             weight = weight * bound
         else:
-            out = self._gated(gate, outputs + self._selected(picked, impl), impl)
-            rows = quantise_rows(out.flatten(2), impl=impl)
-        return multiply_rows(rows, quantise_rows(weight, impl=impl), dtype, impl=impl)
+            rows = quantise_rows(self._branches(x, impl), impl=impl)
+        return multiply_rows(rows, quantise_rows(weight, impl=impl), _dtype(weight), impl=impl)
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
         """What each branch adds to the output of `forward`, by the reference: they sum to it.
@@ -821,22 +784,29 @@ class BlockSparseAttention(nn.Module):
         -------
         Tensor, (branch, batch, point, dim)
         """
-        gate, outputs, picked = self._attend(x if self.aligned else x.index_select(1, self.order), "reference")
-        outputs += self._selected(picked, "reference")
+        gate, outputs = self._apart(x, "reference")
         zeros = [torch.zeros_like(o) for o in outputs]
         alone = [[*zeros[:i], output, *zeros[i + 1 :]] for i, output in enumerate(outputs)]
         out = torch.stack([self.to_o(self._gated(gate, one, "reference").flatten(2)) for one in alone])
         return out if self.aligned else out.index_select(2, self.back)
 
+    def _apart(self, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The gate's logits, and each branch's (batch, point or block, head, d), points in the order of the blocks."""
+        gate, outputs, picked = self._attend(x, impl)
+        if picked is not None:
+            outputs.append(selected_attention(*picked, self.stage.block_size, impl=impl).transpose(1, 2))
+        return gate, outputs
+
     def _attend(
-        self, x: torch.Tensor | Rows, impl: str | None
+        self, x: torch.Tensor, impl: str | None, late: bool = False
     ) -> tuple[torch.Tensor, list[torch.Tensor], Picked | None]:
-        """The gate's logits, each branch's (batch, point or block, head, d), points in the order of the blocks, and
-        instead of the selected one its queries, keys, values and picked blocks.
+        """As `_apart`, with queries, keys, values and picked blocks instead of the selected branch, and with `late`
+        instead of the local one too.
         """
         s = self.stage
+        x = x if self.aligned else x.index_select(1, self.order)
         weights = (m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp))
-        q, k, v, gate = _joined_rows(x, impl, *weights) if isinstance(x, Rows) else _joined(x, *weights)
+        q, k, v, gate = _joined(x, *weights)
         q, k, v = (t.unflatten(-1, (-1, s.head_dim)) for t in (q, k, v))  # (batch, point, head, d)
         gate = gate.unflatten(-1, (s.num_heads, -1))  # (batch, point, head, branch)
         (q, q_mean), (k, k_mean) = (rotate(t, self.cos, self.sin, s.block_size, impl=impl) for t in (q, k))
@@ -845,7 +815,7 @@ class BlockSparseAttention(nn.Module):
         values, v = v, v.transpose(1, 2)
         outputs: list[torch.Tensor] = []
         picked: Picked | None = None
-        if "local" in self.branches:
+        if "local" in self.branches and not late:
             outputs.append(local_attention(q, k, v, s.local_size, impl=impl))
         if "compressed" in self.branches:
             v_mean = block_means(values, s.block_size, impl=impl).transpose(1, 2)
@@ -855,11 +825,6 @@ class BlockSparseAttention(nn.Module):
             indices = select_blocks(q_mean, k_mean, s.block_count, grouping=self.grouping, impl=impl)
             picked = (q, k, v, indices)
         return gate, [x.transpose(1, 2) for x in outputs], picked
-
-    def _selected(self, picked: Picked | None, impl: str | None) -> list[torch.Tensor]:
-        if picked is None:
-            return []
-        return [selected_attention(*picked, self.stage.block_size, impl=impl).transpose(1, 2)]
 
     def _gated(self, gate: torch.Tensor, outputs: list[torch.Tensor], impl: str | None) -> torch.Tensor:
         if len(outputs) == 3:
@@ -875,23 +840,6 @@ def _joined(x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor]:
     spare = -sum(rows) % 64 if x.device.type == "cuda" else 0
     pad = [weights[0].new_zeros(spare, x.shape[-1])] if spare else []
     return list(F.linear(x, torch.cat([*weights, *pad])).split([*rows, spare], -1))[: len(rows)]
-
-
-def _joined_rows(x: Rows, impl: str | None, *weights: torch.Tensor) -> list[torch.Tensor]:
-    """The same in 8 bits, whose products want multiples of 16 anyway."""
-    rows = [len(w) for w in weights]
-    spare = -sum(rows) % 64
-    weight = quantise_rows(torch.cat([*weights, weights[0].new_zeros(spare, weights[0].shape[1])]), impl=impl)
-    return list(multiply_rows(x, weight, _dtype(weights[0]), impl=impl).split([*rows, spare], -1))[: len(rows)]
-
-
-def _taken(x: torch.Tensor | Rows, order: torch.Tensor) -> torch.Tensor | Rows:
-    """Points in another order."""
-    if isinstance(x, Rows):
-        # bytes: not everything knows numbers of 8 bits
-        values = x.values.view(torch.uint8).index_select(1, order).view(x.values.dtype)
-        return Rows(values, x.scale.index_select(1, order))
-    return x.index_select(1, order)
 
 
 class Downsample(nn.Module):

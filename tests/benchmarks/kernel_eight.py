@@ -1,27 +1,22 @@
 """Products in 8 bits that take more steps with them: ``python tests/benchmarks/kernels.py eight``.
 
-The gate inside its product and attention's projections, beside what they replace, and the whole step with each of them
-and with the residual inside products.
-``eight:gates``, ``eight:projections`` and ``eight:steps`` do one part. Nothing is timed that isn't right.
+The gate inside its product, and attention's last product, beside what they replace; ``eight:gates`` and
+``eight:outputs`` do one part. Nothing is timed that isn't right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 
 import torch
 import torch.nn.functional as F
 from kernel_gate import Tiles, made, named, problems
 from kernel_rest import STAGES
-from kernels import GPU, era5, median, profile, relative
-from triton.testing import do_bench
+from kernels import GPU, median, relative
 
 from xmosaic.kernels import (
     Rows,
-    add_norm,
-    add_norm_rows,
     combine_selected,
     combine_selected_rows,
     gate_bound,
@@ -30,7 +25,7 @@ from xmosaic.kernels import (
     multiply_rows,
     product_bound,
     quantise_rows,
-    swiglu_rows,
+    swiglu,
 )
 
 WAYS = (
@@ -65,7 +60,7 @@ def cut(tiles: Tiles, *inputs: torch.Tensor) -> Rows:
 
 
 def two_steps(x: Rows, weight: Rows, bound: torch.Tensor, growth: torch.Tensor, shift: torch.Tensor) -> Rows:
-    return swiglu_rows(multiply_rows(x, weight, WIDE), shift)
+    return quantise_rows(swiglu(multiply_rows(x, weight, WIDE), shift))
 
 
 def ways() -> dict[str, Callable[..., Rows]]:
@@ -118,30 +113,25 @@ def gates(members: int) -> None:
         torch.cuda.empty_cache()
 
 
-# ---- attention's projections ----
+# ---- attention's last product ----
 
 
-def projections(members: int) -> None:
+def outputs(members: int) -> None:
+    """The sum of the branches, and the product after it."""
     for points, width, heads, kv_heads, count in STAGES:
         size = f"{members} x {points} x {width}"
-        outputs = (heads + 2 * kv_heads) * 64 + 3 * heads
-        outputs += -outputs % 64
-        x, update = (torch.randn(members, points, width, device=GPU, dtype=WIDE) for _ in "ab")
-        first, last = (torch.randn(n, width, device=GPU, dtype=WIDE) * width**-0.5 for n in (outputs, width))
-        normed, rows = add_norm(x, update)[1], add_norm_rows(x, update)[1]
-        first8, last8 = quantise_rows(first), quantise_rows(last)
-        value = last[: kv_heads * 64]
-        bound = product_bound(value).view(kv_heads, 1, 64).expand(-1, heads // kv_heads, -1).flatten()
+        last = torch.randn(width, width, device=GPU, dtype=WIDE) * width**-0.5
+        bound = product_bound(last[: kv_heads * 64]).view(kv_heads, 1, 64)
+        bound = bound.expand(-1, heads // kv_heads, -1).flatten()
         attention = branches(members, points, heads, kv_heads, count)
         wide, eight = combine_selected(*attention).flatten(2), combine_selected_rows(*attention, bound)
         off = relative((eight.values[:1].double() * eight.scale[:1] * bound), wide[:1].double())
         print(f"{size}, sum of the branches in 8 bits: off by {off:.1e}", flush=True)
+        last8 = quantise_rows(last * bound)
         for name, before, after in (
-            ("add, norm", partial(add_norm, x, update), partial(add_norm_rows, x, update)),
-            ("queries to gates", partial(F.linear, normed, first), partial(multiply_rows, rows, first8, WIDE)),
             ("branches", partial(combine_selected, *attention), partial(combine_selected_rows, *attention, bound)),
             ("output", partial(F.linear, wide, last), partial(multiply_rows, eight, last8, WIDE)),
-            ("rounding the weights", None, lambda a=first, b=last, c=bound: (quantise_rows(a), quantise_rows(b * c))),
+            ("rounding the weights", None, lambda a=last, b=bound: quantise_rows(a * b)),
         ):
             times = [0.0 if call is None else median(call, 100) for call in (before, after)]
             print(f"{size}, {name}: bfloat16 {times[0]:.3f} ms, float8 {times[1]:.3f} ms", flush=True)
@@ -155,48 +145,14 @@ def branches(members: int, points: int, heads: int, kv_heads: int, count: int) -
     q, k, v = (
         torch.randn(members, points, n, 64, device=GPU, dtype=WIDE).transpose(1, 2) for n in (heads, kv_heads, kv_heads)
     )
-    rest = (
-        torch.randn(members, n, heads, d, device=GPU, dtype=WIDE) for n, d in ((points, 3), (points, 64), (blocks, 64))
-    )
-    return q, k, v, picked, 128, *rest
-
-
-# ---- the whole step ----
-
-KINDS = {
-    "bfloat16": {},
-    "float8": {"on": True},
-    "float8, gate inside": {"on": True, "fused": True},
-    "float8, gate inside, output": {"on": True, "fused": True, "attention": "output"},
-    "float8, gate inside, all of attention": {"on": True, "fused": True, "attention": "all"},
-}
-
-
-def steps(members: int) -> None:
-    """Time of a step, and how far its output is from bfloat16's; weights are random."""
-    network = era5().requires_grad_(False).eval()
-    for count in (members, 3 * members):
-        history = torch.randn(1, count, 2, 240, 121, 82, device=GPU)
-        call = partial(network, history, torch.rand(1, 2, device=GPU), torch.randn(1, count, 32, device=GPU))
-        with torch.inference_mode(), torch.autocast(GPU, WIDE):
-            expected = network.use_float8(False).add_in_products(False)(*call.args)[:, :2].double()
-            for (name, kind), adds in product(KINDS.items(), (False, True)):
-                network.use_float8(**{"on": False} | kind).add_in_products(adds)
-                off = relative(call()[:, :2], expected)
-                taken = [t / count for t in do_bench(call, warmup=200, rep=1500, quantiles=[0.5, 0.0, 1.0])]
-                print(
-                    f"{name}{', residual in products' if adds else ''}, {count} members: {taken[0]:.2f} ms per "
-                    f"member-step ({taken[1]:.2f} … {taken[2]:.2f}), off by {off:.1e}",
-                    flush=True,
-                )
-                if count == members and adds:
-                    profile(call)
+    logits, means = (torch.randn(members, n, heads, d, device=GPU, dtype=WIDE) for n, d in ((points, 3), (blocks, 64)))
+    return q, k, v, picked, 128, logits, 1024, means
 
 
 @torch.inference_mode()
 def eight(part: str = "all", members: str = "8") -> None:
     """Every part, or one."""
-    for call in (gates, projections, steps):
+    for call in (gates, outputs):
         if part in ("all", call.__name__):
             call(int(members))
             torch.cuda.empty_cache()

@@ -19,20 +19,20 @@ import torch.nn.functional as F
 from kernels import GPU, both, flex, forward, matrix_rate, median, relative, selecting, stage_one
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.testing import do_bench, do_bench_cudagraph
+from triton.testing import do_bench
 
 from xmosaic import load_model
 from xmosaic.kernels import (
-    add_norm,
     add_norm_rows,
+    gate_bound,
+    gated_product,
+    gated_rows,
     multiply_rows,
     ops,
     quantise_rows,
     reference,
     rows,
     selected,
-    swiglu,
-    swiglu_rows,
 )
 from xmosaic.model import PUBLISHED, Mosaic
 
@@ -44,7 +44,6 @@ FORWARD = (
     *(Tiles(64, 128, 4, stages, registers, True, True) for stages in (2, 3) for registers in (None, 168, 128)),
     *(Tiles(128, 64, 8, stages, 128, True, True) for stages in (3, 4)),
     Tiles(64, 64, 4, 4, None, True, True),
-    *(Tiles(64, 128, 4, 2, None, True, True, products) for products in (4, 2)),
 )
 BACKWARD = {
     "query": (
@@ -66,8 +65,7 @@ BACKWARD = {
 def named(tiles: Tiles) -> str:
     words = [f"{tiles.rows} x {tiles.keys}, {tiles.warps} warps, {tiles.stages} deep"]
     words += [w for w, on in (("first peak", tiles.first), ("fetched whole", tiles.tma)) if on]
-    words += [f"{tiles.registers} registers"] if tiles.registers else []
-    return ", ".join(words + ([f"one of {tiles.products} powers by products"] if tiles.products else []))
+    return ", ".join(words + ([f"{tiles.registers} registers"] if tiles.registers else []))
 
 
 @contextmanager
@@ -172,11 +170,9 @@ STAGES = ((49152, 768, 12), (12288, 1024, 12), (3072, 1280, 4))
 
 
 def feed_forward(members: str = "8") -> None:
-    """The feed-forward layers in 16 and in 8 bits, in one go and in chunks of rows."""
+    """The feed-forward layers in 16 and in 8 bits."""
     for points, width, _ in STAGES:
-        layer = Layer(int(members), points, width)
-        layer.compare()
-        layer.chunks()
+        Layer(int(members), points, width).compare()
 
 
 class Layer:
@@ -193,26 +189,12 @@ class Layer:
 
     @torch.inference_mode()
     def compare(self) -> None:
-        weights = [quantise_rows(w) for w in (self.first, self.second)]
-        normed, wide = add_norm(self.x, self.update)[1], torch.bfloat16
-        eight = add_norm_rows(self.x, self.update)[1]
-        ab = F.linear(normed, self.first)
-        hidden, hidden8 = swiglu(ab, self.shift), swiglu_rows(ab, self.shift)
-        pairs = {
-            "add, norm": (partial(add_norm, self.x, self.update), partial(add_norm_rows, self.x, self.update)),
-            "first product": (partial(F.linear, normed, self.first), partial(multiply_rows, eight, weights[0], wide)),
-            "gate": (partial(swiglu, ab, self.shift), partial(swiglu_rows, ab, self.shift)),
-            "second product": (
-                partial(F.linear, hidden, self.second),
-                partial(multiply_rows, hidden8, weights[1], wide),
-            ),
-            "rounding the weights": (lambda: None, lambda: [quantise_rows(w) for w in (self.first, self.second)]),
-            "all": (self.sixteen, self.eight),
-        }
-        for name, calls in pairs.items():
-            times = [median(c, 100) if i or name != "rounding the weights" else 0.0 for i, c in enumerate(calls)]
-            print(f"{self.name}, {name}: bfloat16 {times[0]:.3f} ms, float8 {times[1]:.3f} ms", flush=True)
-        print(f"{self.name}: {self.work / times[0] / 1e9:.0f} and {self.work / times[1] / 1e9:.0f} TFLOP/s over all")
+        times = [median(call, 100) for call in (self.sixteen, self.eight)]
+        print(
+            f"{self.name}: bfloat16 {times[0]:.3f} ms, float8 {times[1]:.3f} ms; "
+            f"{self.work / times[0] / 1e9:.0f} and {self.work / times[1] / 1e9:.0f} TFLOP/s",
+            flush=True,
+        )
         exact = self.exact()
         rows.FAST_SUMS = False
         slow, slow_ms = relative(self.eight()[:1], exact), median(self.eight, 100)
@@ -230,31 +212,12 @@ class Layer:
         return F.linear(reference.swiglu(F.linear(normed, first), self.shift[:1].double()), second)
 
     def sixteen(self) -> torch.Tensor:
-        normed = add_norm(self.x, self.update)[1]
-        return F.linear(swiglu(F.linear(normed, self.first), self.shift), self.second)
+        return F.linear(gated_product(self.x + self.update, self.first, self.shift, normed=True), self.second)
 
     def eight(self) -> torch.Tensor:
-        normed = add_norm_rows(self.x, self.update)[1]
-        first, second = (quantise_rows(w) for w in (self.first, self.second))
-        gated = swiglu_rows(multiply_rows(normed, first, torch.bfloat16), self.shift)
-        return multiply_rows(gated, second, torch.bfloat16)
-
-    @torch.inference_mode()
-    def chunks(self) -> None:
-        """First product, gate and second product of so many rows at a time, launches recorded."""
-        normed = add_norm(self.x, self.update)[1]
-
-        def cut(rows_: int) -> None:
-            for member, shift in zip(normed, self.shift, strict=True):
-                for part in member.split(rows_):
-                    F.linear(swiglu(F.linear(part[None], self.first), shift[None]), self.second)
-
-        cells = []
-        for size in (1024, 1536, 2048, 3072, 4096, 6144, 12288, 24576, 49152):
-            if size <= normed.shape[1]:
-                cells.append(f"{size}: {do_bench_cudagraph(partial(cut, size), rep=60):.3f} ms")
-        whole = do_bench_cudagraph(lambda: F.linear(swiglu(F.linear(normed, self.first), self.shift), self.second), 60)
-        print(f"{self.name}, by rows at a time: all {whole:.3f} ms, {', '.join(cells)}", flush=True)
+        normed, (bound, growth) = add_norm_rows(self.x, self.update)[1], gate_bound(self.first, self.shift)
+        gated = gated_rows(normed, quantise_rows(self.first), bound, growth, self.shift)
+        return multiply_rows(gated, quantise_rows(self.second * bound), torch.bfloat16)
 
 
 NSIDES = {64: 49152, 128: 196608, 256: 786432}

@@ -60,6 +60,9 @@ def cases() -> Iterator[Case]:
         more = [normal(b, blocks * size, h * g, 3), normal(b, blocks * size, h * g, d), normal(b, blocks, h * g, d)]
         name = f"sum with selected {(b, h, g, blocks, size, d, count)}"
         yield name, partial(combining, picked, size), [*inputs, *more]
+        for near in (size, blocks * size):
+            name = f"sum with selected and local of {near} {(b, h, g, blocks, size, d, count)}"
+            yield name, partial(combining, picked, size, near=near), [*inputs, more[0], more[2]]
     for b, s, h, d, t, k in [(2, 500, 3, 64, 700, 24), (1, 33, 2, 20, 41, 7), (3, 200, 12, 64, 100, 20)]:
         direction = torch.nn.functional.normalize(torch.randn(t, k, 3, device=GPU), dim=-1)
         table = torch.randint(0, s, (t, k), device=GPU)
@@ -95,8 +98,11 @@ def selecting(picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | Non
     return ops.selected_attention(*x, picked, size, impl=impl)
 
 
-def combining(picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def combining(
+    picked: torch.Tensor, size: int, *x: torch.Tensor, impl: str | None, near: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """With gradients and without: the second is another kernel."""
+    x = x if near is None else (*x[:4], near, *x[4:])
     with torch.no_grad():
         alone = ops.combine_selected(*x[:3], picked, size, *x[3:], impl=impl)
     return ops.combine_selected(*x[:3], picked, size, *x[3:], impl=impl), alone
@@ -121,11 +127,11 @@ def averaging(size: int, x: torch.Tensor, impl: str | None) -> torch.Tensor:
     return ops.block_means(x, size, impl=impl)
 
 
-def gating(*x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """With gradients and without: the second may be another kernel."""
+def gating(*x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, ...]:
+    """With gradients and without: the last two may be another kernel, the last of the norm."""
     with torch.no_grad():
-        alone = ops.gated_product(*x, impl=impl)
-    return ops.gated_product(*x, impl=impl), alone
+        alone, normed = (ops.gated_product(*x, normed=n, impl=impl) for n in (False, True))
+    return ops.gated_product(*x, impl=impl), alone, normed
 
 
 def run(call: Callable, inputs: list[torch.Tensor], dtype: torch.dtype, weight: torch.Tensor) -> list[torch.Tensor]:

@@ -21,4 +21,3 @@ from .rows import gated_rows as gated_rows
 from .rows import multiply_rows as multiply_rows
 from .rows import product_bound as product_bound
 from .rows import quantise_rows as quantise_rows
-from .rows import swiglu_rows as swiglu_rows

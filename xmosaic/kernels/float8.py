@@ -31,31 +31,15 @@ def _quantise(x_ptr, values_ptr, scale_ptr, D: tl.constexpr, WIDTH: tl.constexpr
 
 
 @triton.jit
-def _add_norm(
-    x_ptr, update_ptr, sum_ptr, values_ptr, scale_ptr, eps, D: tl.constexpr, WIDTH: tl.constexpr, UPDATE: tl.constexpr
-):
+def _add_norm(x_ptr, update_ptr, sum_ptr, values_ptr, scale_ptr, eps, D: tl.constexpr, WIDTH: tl.constexpr):
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     mask = cols < D
     total = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
-    if UPDATE:
-        total += tl.load(update_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
-        rounded = total.to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + row * D + cols, rounded, mask=mask)
-        total = rounded.to(tl.float32)
+    total += tl.load(update_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+    rounded = total.to(sum_ptr.dtype.element_ty)
+    tl.store(sum_ptr + row * D + cols, rounded, mask=mask)
+    total = rounded.to(tl.float32)
     _store(total * tl.rsqrt(tl.sum(total * total, 0) / D + eps), values_ptr, scale_ptr, row, cols, mask, D)
-
-
-@triton.jit
-def _swiglu(
-    ab_ptr, shift_ptr, values_ptr, scale_ptr, points, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr
-):
-    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    mask = cols < HIDDEN
-    a = tl.load(ab_ptr + row * (2 * HIDDEN) + cols, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(ab_ptr + row * (2 * HIDDEN) + HIDDEN + cols, mask=mask, other=0.0).to(tl.float32)
-    if SHIFT:
-        a += tl.load(shift_ptr + row // points * HIDDEN + cols, mask=mask, other=0.0).to(tl.float32)
-    _store(a * tl.sigmoid(a) * b, values_ptr, scale_ptr, row, cols, mask, HIDDEN)
 
 
 def _empty(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,22 +60,9 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values, scale
 
 
-def add_norm_rows(x: torch.Tensor, update: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum of two, or the one there is, and its RMS norm in e4m3."""
+def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of two, and its RMS norm in e4m3."""
     x, d, eps = x.contiguous(), x.shape[-1], torch.finfo(torch.float32).eps
-    total, (values, scale) = x if update is None else torch.empty_like(x), _empty(x, d)
-    more = x if update is None else update.contiguous()
-    constants = {"D": d, "UPDATE": update is not None, **_constants(d)}
-    _add_norm[(x.numel() // d,)](x, more, total, values, scale, eps, **constants)
+    total, (values, scale) = torch.empty_like(x), _empty(x, d)
+    _add_norm[(x.numel() // d,)](x, update.contiguous(), total, values, scale, eps, D=d, **_constants(d))
     return total, values, scale
-
-
-def swiglu_rows(ab: torch.Tensor, shift: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """SiLU(a + shift) · b of (batch, point, 2·hidden) halves, in e4m3."""
-    ab, hidden = ab.contiguous(), ab.shape[-1] // 2
-    values, scale = _empty(ab, hidden)
-    given = ab if shift is None else shift.contiguous()
-    rows = ab.shape[0] * ab.shape[1]
-    constants = {"HIDDEN": hidden, "SHIFT": shift is not None, **_constants(hidden)}
-    _swiglu[(rows,)](ab, given, values, scale, ab.shape[1], **constants)
-    return values, scale

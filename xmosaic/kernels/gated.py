@@ -74,6 +74,7 @@ def _gated(
     x_ptr,
     weight_ptr,
     out_ptr,
+    row_scale_ptr,
     shift_ptr,
     rows,
     points,
@@ -85,14 +86,21 @@ def _gated(
     BAND: tl.constexpr,
     SHIFT: tl.constexpr,
     TANH: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
-    """Tiles of `M` rows, which share a shift, and `N` outputs, one after the other by each program."""
+    """Tiles of `M` rows, which share a shift, and `N` outputs, one after the other by each program; with `SCALED` the
+    product of each row has a factor.
+    """
     COLS: tl.constexpr = (HIDDEN + N - 1) // N
     tiles = tl.cdiv(rows, M) * COLS
     # flat: the next tile's first operands are on their way while this one is gated
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, col = _place(tile, rows, COLS, M, N, BAND)
         a, b = _halves(x_ptr, weight_ptr, row, col, DIM, M, N, K)
+        if SCALED:
+            ours = row + tl.arange(0, M)
+            row_scale = tl.load(row_scale_ptr + ours, mask=ours < rows, other=0.0)[:, None]
+            a, b = a * row_scale, b * row_scale
         if SHIFT:
             cols = col + tl.arange(0, N)
             a += tl.load(shift_ptr + row // points * HIDDEN + cols, mask=cols < HIDDEN, other=0.0)[None, :]
@@ -156,9 +164,9 @@ class _Tiles(NamedTuple):
 
 
 # The fastest of those that `python tests/benchmarks/kernels.py gated` compares on an H200.
-_TILES = _Tiles(128, 128, 64, 8, 4)
-# In 8 bits: as many bytes. Not timed yet, `python tests/benchmarks/kernels.py eight:gates` does.
-_ROWS_TILES = _Tiles(128, 128, 128, 8, 4)
+_TILES = _Tiles(128, 128, 64, 8, 4, tanh=True)
+# In 8 bits, by `eight:gates`.
+_ROWS_TILES = _Tiles(128, 64, 128, 4, 3, programs=2, tanh=True)
 
 
 @functools.lru_cache
@@ -187,9 +195,11 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.library.custom_op("xmosaic::gated_product", mutates_args=())
-def _gated_op(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+def _gated_op(
+    x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None = None
+) -> torch.Tensor:
     out = x.new_empty(*x.shape[:2], weight.shape[0] // 2)
-    _launch(_gated, _TILES, x, weight, out, (), shift)
+    _launch(_gated, _TILES, x, weight, out, (x if scale is None else scale,), shift, SCALED=scale is not None)
     return out
 
 
@@ -201,6 +211,7 @@ def _launch(
     out: torch.Tensor,
     scales: tuple[torch.Tensor, ...],
     shift: torch.Tensor | None,
+    **more: bool,
 ) -> None:
     (batch, points, dim), hidden = x.shape, out.shape[2]
     operands = (
@@ -226,20 +237,28 @@ def _launch(
         TANH=0 if not tiles.tanh else 1 if x.device.type == "cuda" else 2,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        **more,
     )
 
 
 @_gated_op.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+def _(
+    x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None = None
+) -> torch.Tensor:
     return x.new_empty(*x.shape[:2], weight.shape[0] // 2)
 
 
-def gated_product(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
-    """As `gates.swiglu` of the product, in one kernel where its tiles fit and no gradient is wanted."""
+def gated_product(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, normed: bool) -> torch.Tensor:
+    """As `gates.swiglu` of the product, in one kernel where its tiles fit and no gradient is wanted.
+
+    With `normed` it is that of the RMS norm, which has no weights: its factor on each row may come after the product.
+    """
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, shift))
-    if wanted or not _fits(_TILES, 2, x, weight, shift):
-        return gates.swiglu(F.linear(x, weight), shift)
-    return _gated_op(x, weight, shift)
+    if not wanted and _fits(_TILES, 2, x, weight, shift):
+        return _gated_op(x, weight, shift, gates.inverse_root_mean_square(x) if normed else None)
+    if normed:
+        x = F.rms_norm(x, x.shape[-1:]) if wanted else gates.sum_norm(x, None, None, 1)
+    return gates.swiglu(F.linear(x, weight), shift)
 
 
 def fits_rows(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None) -> bool:

@@ -177,6 +177,34 @@ def sum_norm(x: torch.Tensor, update: torch.Tensor | None, position: torch.Tenso
     return _sum_norm_op(x.contiguous(), *added, times, torch.finfo(torch.float32).eps)
 
 
+@triton.jit
+def _inverse_root(x_ptr, out_ptr, rows, eps, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    row, cols = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    mask = (row < rows)[:, None] & (cols < D)[None, :]
+    x = tl.load(x_ptr + (row * D)[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row, tl.rsqrt(tl.sum(x * x, 1) / D + eps), mask=row < rows)
+
+
+@torch.library.custom_op("xmosaic::inverse_root", mutates_args=())
+def _inverse_root_op(x: torch.Tensor, eps: float) -> torch.Tensor:
+    out, d = x.new_empty(x.shape[:-1], dtype=torch.float32), x.shape[-1]
+    width = triton.next_power_of_2(d)
+    rows = _ROWS if width <= 1024 else 1
+    constants = {"D": d, "WIDTH": width, "ROWS": rows, "num_warps": max(1, width // 2048)}
+    _inverse_root[(triton.cdiv(out.numel(), rows),)](x, out, out.numel(), eps, **constants)
+    return out
+
+
+@_inverse_root_op.register_fake
+def _(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def inverse_root_mean_square(x: torch.Tensor) -> torch.Tensor:
+    """What `sum_norm` multiplies each row with, in float32; without gradients."""
+    return _inverse_root_op(x.contiguous(), torch.finfo(torch.float32).eps)
+
+
 # ---- gated sum of the branches ----
 
 

@@ -275,5 +275,6 @@ def neighbor_attention(
     scale: float,
 ) -> torch.Tensor:
     """As `xmosaic.kernels.neighbor_attention`, on arguments that were checked; no gradient for the directions."""
-    key_projection, value = (last_dense(x) for x in (key_projection, value))
+    # projections by themselves fill the caches with nothing else: worth a copy
+    key_projection, value = key_projection.contiguous(), last_dense(value)
     return _attend(direction.contiguous(), key_projection, value, neighbors.int().contiguous(), scale)[0]

@@ -64,17 +64,17 @@ def combine_selected(
     block_indices: torch.Tensor,
     block_size: int,
     logits: torch.Tensor,
-    local: torch.Tensor,
+    local: torch.Tensor | int,
     compressed: torch.Tensor,
     *,
     scale: float | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """`combine` of two branches with `selected_attention` as the third.
+    """`combine` of two branches with `selected_attention` as the third, and the first may be made here too.
 
-    Where no gradient is wanted, one Triton kernel sums the branches as soon as it has the third, which is never rounded
-    or written by itself. With gradients, in float32 unless ``impl="triton"``, and by the reference it is
-    `selected_attention`, then `combine`.
+    Where no gradient is wanted, one Triton kernel makes two branches and sums them as soon as it has the last, which is
+    never rounded or written by itself. With gradients, in float32 unless ``impl="triton"``, and by the reference it is
+    `local_attention`, `selected_attention`, then `combine`.
 
     Parameters
     ----------
@@ -85,10 +85,11 @@ def combine_selected(
         Points in a block.
     logits : Tensor, (batch, point, num_heads, 3)
         Of the gate: local, compressed, selected.
-    local : Tensor, (batch, point, num_heads, d)
+    local : Tensor, (batch, point, num_heads, d), or int
+        The branch, or the `size` of `local_attention` that makes it.
     compressed : Tensor, (batch, block, num_heads, d)
     scale : float, optional
-        Factor on query·key, by default ``d ** -0.5``.
+        Factor on query·key of the selected branch, by default ``d ** -0.5``.
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `selected_attention`.
 
@@ -102,9 +103,13 @@ def combine_selected(
         For shapes that don't belong together or an unknown ``impl``.
     """
     check_combined(query, key, value, block_indices, block_size, logits, local, compressed)
-    tensors = (query, key, value, logits, local, compressed)
+    tensors = (query, key, value, logits, compressed, *(() if isinstance(local, int) else (local,)))
     chosen = choose(impl, *tensors, products=True)
-    if chosen == "reference" or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+    apart = chosen == "reference" or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    if isinstance(local, int) and (apart or local % block_size or scale not in (None, query.shape[3] ** -0.5)):
+        local = local_attention(query, key, value, local, impl=impl).transpose(1, 2)
+    if apart:
+        assert not isinstance(local, int)
         third = selected_attention(query, key, value, block_indices, block_size, scale=scale, impl=impl)
         return combine(logits, local, compressed, third.transpose(1, 2), impl=impl)
     from . import selected
@@ -121,12 +126,15 @@ def check_combined(
     block_indices: torch.Tensor,
     block_size: int,
     logits: torch.Tensor,
-    local: torch.Tensor,
+    local: torch.Tensor | int,
     compressed: torch.Tensor,
 ) -> None:
     """Raise `ArgumentError` where the branches' shapes don't belong together."""
     _check_selected(query, key, value, block_indices, block_size)
-    _check_gates(logits, local, compressed, query.transpose(1, 2))
+    made = query.transpose(1, 2)
+    if isinstance(local, int):
+        _check_local(local, query.shape[2])
+    _check_gates(logits, made if isinstance(local, int) else local, compressed, made)
     blocks = query.shape[2] // block_size
     require(compressed.shape[1] == blocks, "compressed has other blocks", f"{compressed.shape[1]}", f"{blocks}")
 
@@ -301,7 +309,7 @@ def local_attention(
     """
     _require_axes(query=query, key=key, value=value)
     points = query.shape[2]
-    require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
+    _check_local(size, points)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     # PyTorch's dense attention is faster one way; both ways ours repeats bit for bit
     ours = differentiable or impl == "triton"
@@ -311,6 +319,10 @@ def local_attention(
         with torch.cuda.device_of(query):
             return selected.local_attention(query, key, value, size)
     return reference.local_attention(query, key, value, size)
+
+
+def _check_local(size: int, points: int) -> None:
+    require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
 
 
 def add_norm(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -547,7 +559,12 @@ def swiglu(ab: torch.Tensor, shift: torch.Tensor | None = None, *, impl: str | N
 
 
 def gated_product(
-    x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None = None, *, impl: str | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    *,
+    normed: bool = False,
+    impl: str | None = None,
 ) -> torch.Tensor:
     """`swiglu` of a linear map without bias: SiLU(a + shift) · b of the two halves of x·weightᵀ.
 
@@ -562,6 +579,9 @@ def gated_product(
     weight : Tensor, (2·hidden, dim)
     shift : Tensor, (batch, hidden), optional
         Added at every point: the learned functional perturbation.
+    normed : bool
+        Whether it is the RMS norm of x that is multiplied: the kernel multiplies x, and the product with what
+        the norm would have multiplied each point with, so that the norm is never written.
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `selected_attention`.
 
@@ -583,8 +603,8 @@ def gated_product(
         from . import gated
 
         with torch.cuda.device_of(x):
-            return gated.gated_product(x, weight, shift)
-    return reference.gated_product(x, weight, shift)
+            return gated.gated_product(x, weight, shift, normed)
+    return reference.gated_product(reference.sum_norm(x, None, None, 1) if normed else x, weight, shift)
 
 
 def _check_gated(x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None) -> None:

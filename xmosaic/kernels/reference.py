@@ -149,16 +149,10 @@ def gated_rows(
     return bounded_rows(swiglu(ab, None if shift is None else shift.float()), bound, growth)
 
 
-def add_norm_rows(
-    x: torch.Tensor, update: torch.Tensor | None
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    total = x if update is None else x + update
+def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    total = x + update
     # rounded once, from float32
     return total, quantise_rows(F.rms_norm(total.float(), total.shape[-1:]))
-
-
-def swiglu_rows(ab: torch.Tensor, shift: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantise_rows(swiglu(ab.float(), None if shift is None else shift.float()))
 
 
 def multiply_rows(

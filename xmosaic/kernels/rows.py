@@ -8,7 +8,7 @@ import torch
 
 from . import reference
 from .choice import choose_float8
-from .ops import check_combined, check_gate, combine_selected, require
+from .ops import check_combined, check_gate, combine_selected, local_attention, require
 
 FAST_SUMS = True
 """Whether products in 8 bits sum in fewer bits than float32 has: faster, and less exact in long sums."""
@@ -61,15 +61,12 @@ def quantise_rows(x: torch.Tensor, *, impl: str | None = None) -> Rows:
     return Rows(*reference.quantise_rows(x))
 
 
-def add_norm_rows(
-    x: torch.Tensor, update: torch.Tensor | None, *, impl: str | None = None
-) -> tuple[torch.Tensor, Rows]:
-    """As `add_norm`, with the norm in 8 bits; or of one tensor alone.
+def add_norm_rows(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = None) -> tuple[torch.Tensor, Rows]:
+    """As `add_norm`, with the norm in 8 bits.
 
     Parameters
     ----------
-    x : Tensor, (..., width)
-    update : Tensor, (..., width), or None
+    x, update : Tensor, (..., width)
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `quantise_rows`.
 
@@ -84,9 +81,10 @@ def add_norm_rows(
     ArgumentError
         For shapes that differ, and as `quantise_rows`.
     """
-    shape = x.shape if update is None else update.shape
-    require(x.shape == shape, "x and update differ in shape", f"{tuple(x.shape)}, {tuple(shape)}", "equal")
-    if choose_float8(impl, x, *(() if update is None else (update,))) == "triton":
+    require(
+        x.shape == update.shape, "x and update differ in shape", f"{tuple(x.shape)}, {tuple(update.shape)}", "equal"
+    )
+    if choose_float8(impl, x, update) == "triton":
         from . import float8
 
         with torch.cuda.device_of(x):
@@ -94,34 +92,6 @@ def add_norm_rows(
         return total, Rows(*rows)
     total, normed = reference.add_norm_rows(x, update)
     return total, Rows(*normed)
-
-
-def swiglu_rows(ab: torch.Tensor, shift: torch.Tensor | None = None, *, impl: str | None = None) -> Rows:
-    """As `swiglu`, in 8 bits.
-
-    Parameters
-    ----------
-    ab : Tensor, (batch, point, 2·hidden)
-    shift : Tensor, (batch, hidden), optional
-    impl : {None, "triton", "reference"}, optional
-        Implementation, as in `quantise_rows`.
-
-    Returns
-    -------
-    Rows, (batch, point, hidden)
-
-    Raises
-    ------
-    ArgumentError
-        For shapes that don't belong together, and as `quantise_rows`.
-    """
-    check_gate(ab, shift)
-    if choose_float8(impl, ab, *(() if shift is None else (shift,))) == "triton":
-        from . import float8
-
-        with torch.cuda.device_of(ab):
-            return Rows(*float8.swiglu_rows(ab, shift))
-    return Rows(*reference.swiglu_rows(ab, shift))
 
 
 def multiply_rows(x: Rows, weight: Rows, dtype: torch.dtype, *, impl: str | None = None) -> torch.Tensor:
@@ -153,7 +123,7 @@ def multiply_rows(x: Rows, weight: Rows, dtype: torch.dtype, *, impl: str | None
         out = torch._scaled_mm(
             x.values.view(-1, width),
             weight.values.t(),
-            scale_a=x.scale.view(-1, 1),
+            scale_a=x.scale.reshape(-1, 1).contiguous(),
             scale_b=weight.scale.view(1, -1),
             # rows with scales of their own are multiplied into bfloat16 alone
             out_dtype=torch.bfloat16,
@@ -285,7 +255,7 @@ def combine_selected_rows(
     block_indices: torch.Tensor,
     block_size: int,
     logits: torch.Tensor,
-    local: torch.Tensor,
+    local: torch.Tensor | int,
     compressed: torch.Tensor,
     bound: torch.Tensor,
     *,
@@ -316,9 +286,12 @@ def combine_selected_rows(
     check_combined(query, key, value, block_indices, block_size, logits, local, compressed)
     width = query.shape[1] * query.shape[3]
     require(bound.shape == (width,), "bound has another shape", f"{tuple(bound.shape)}", f"({width},)")
-    tensors = (query, key, value, logits, local, compressed)
+    tensors = (query, key, value, logits, compressed, *(() if isinstance(local, int) else (local,)))
+    chosen = choose_float8(impl, *tensors)
+    if isinstance(local, int) and local % block_size:
+        local = local_attention(query, key, value, local, impl=impl).transpose(1, 2)
     inputs = (query, key, value, block_indices, block_size, logits, local, compressed)
-    if choose_float8(impl, *tensors) == "triton":
+    if chosen == "triton":
         from . import selected
 
         with torch.cuda.device_of(query):

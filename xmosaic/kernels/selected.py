@@ -22,9 +22,17 @@ from .gates import softmax_of_three
 
 
 @triton.jit
-def _keys_of(idx_ptr, i, keys, count, SIZE: tl.constexpr, N: tl.constexpr, TMA: tl.constexpr):
-    """Points of the i-th `N` keys of a list of picked blocks, or the first with `TMA`, and which of them exist."""
-    if TMA:
+def _keys_of(
+    idx_ptr, start, i, keys, count, SIZE: tl.constexpr, N: tl.constexpr, TMA: tl.constexpr, NEAR: tl.constexpr
+):
+    """Points of the i-th `N` keys of a list of picked blocks, or the first with `TMA`, and which of them exist.
+
+    With `NEAR` the blocks are not picked: they are those from a point on.
+    """
+    if NEAR:
+        position = i * N + keys
+        return start + i * N if TMA else start.to(tl.int64) + position, position < count * SIZE
+    elif TMA:
         return tl.load(idx_ptr + i // (SIZE // N)) * SIZE + (i % (SIZE // N)) * N, keys >= 0
     elif SIZE % N == 0:
         block = tl.load(idx_ptr + i // (SIZE // N))
@@ -67,41 +75,12 @@ def _plus(acc, a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _power(x):
-    """2 to the power of x, by products and sums alone: to 7.5e-5, for results that are rounded to 16 bits.
-
-    Below -126 it is 2 to the power of that, which is next to nothing.
-    """
-    x = tl.clamp(x, -126.0, 127.0, propagate_nan=tl.PropagateNan.ALL)
-    # float32 has no digits after the point here: what is added is rounded to the nearest integer
-    shifted = x + 12582912.0
-    rest = x - (shifted - 12582912.0)
-    # least largest relative error of all cubic polynomials between -1/2 and 1/2
-    power = ((0.05517166852951 * rest + 0.2426111251115799) * rest + 0.6932609677314758) * rest + 0.9999280571937561
-    return (power.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _powers(x, M: tl.constexpr, N: tl.constexpr, PRODUCTS: tl.constexpr):
-    """2 to the power of x; one of `PRODUCTS` by products, so that special instructions bind less."""
-    if PRODUCTS == 0:
-        return tl.exp2(x)
-    elif PRODUCTS == 2:
-        even, odd = tl.split(tl.reshape(x, (M, N // 2, 2)))
-        return tl.reshape(tl.join(tl.exp2(even), _power(odd)), (M, N))
-    else:
-        # halves lie in registers of the same thread
-        left, right = tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
-        both = tl.join(tl.exp2(left), _powers(right, M, N // 2, PRODUCTS // 2))
-        return tl.reshape(tl.permute(both, (0, 2, 1)), (M, N))
-
-
-@triton.jit
 def _sweep(
     q,
     k_ptr,
     v_ptr,
     idx_ptr,
+    start,
     k_p,
     v_p,
     count,
@@ -117,7 +96,7 @@ def _sweep(
     EXACT: tl.constexpr,
     FIRST: tl.constexpr,
     TMA: tl.constexpr,
-    PRODUCTS: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
     """Weighted sum of values, sum of weights, and the logit at which a weight is 1, of each row.
 
@@ -128,7 +107,7 @@ def _sweep(
     keys = tl.arange(0, N)
     acc = tl.zeros((M, WIDTH), tl.float32)
     if FIRST:
-        key, exists = _keys_of(idx_ptr, 0, keys, count, SIZE, N, TMA)
+        key, exists = _keys_of(idx_ptr, start, 0, keys, count, SIZE, N, TMA, NEAR)
         k = _tile(k_ptr, k_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if SIZE % N != 0:
@@ -140,13 +119,13 @@ def _sweep(
         peak = tl.full((M,), float("-inf"), tl.float32)
         total = tl.zeros((M,), tl.float32)
     for i in tl.range(0, tl.cdiv(count * SIZE, N)):
-        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N, TMA)
+        key, exists = _keys_of(idx_ptr, start, i, keys, count, SIZE, N, TMA, NEAR)
         k = _tile(k_ptr, k_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if SIZE % N != 0:
             s = tl.where(exists[None, :], s, float("-inf"))
         if FIRST:
-            p = _powers(s * scale_log2 - peak[:, None], M, N, PRODUCTS)
+            p = tl.exp2(s * scale_log2 - peak[:, None])
             total += tl.sum(tl.reshape(p, (M, N // 8, 8)), 1)
         else:
             higher = tl.maximum(peak, tl.max(s, 1) * scale_log2)
@@ -161,6 +140,47 @@ def _sweep(
         return acc, tl.sum(total, 1), peak
     else:
         return acc, total, peak
+
+
+@triton.jit
+def _attended(
+    q,
+    k_ptr,
+    v_ptr,
+    idx_ptr,
+    start,
+    k_p,
+    v_p,
+    count,
+    scale_log2,
+    batch,
+    head,
+    SIZE: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+    FIRST: tl.constexpr,
+    TMA: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """Mean of values, sum of weights, and the logit at which a weight is 1, of each row."""
+    # fmt: off
+    acc, total, peak = _sweep(
+        q, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
+        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, NEAR,
+    )
+    if FIRST:  # noqa: SIM102
+        # more than the operands can hold, or NaN: once again, the long way
+        if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
+            acc, total, peak = _sweep(
+                q, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
+                SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA, NEAR,
+            )
+    # fmt: on
+    return acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None], total, peak
 
 
 @triton.jit
@@ -207,13 +227,14 @@ def _forward(
     EXACT: tl.constexpr,
     FIRST: tl.constexpr,
     TMA: tl.constexpr,
-    PRODUCTS: tl.constexpr,
     GATED: tl.constexpr,
     SHARED: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
     """Attention over picked blocks, or, with `GATED`, its sum with two other branches; that has no way back.
 
-    With `SHARED` too each output is multiplied by a factor of its own: before it is rounded to 8 bits.
+    With `SHARED` too each output is multiplied by a factor of its own: before it is rounded to 8 bits. The local branch
+    is given, or made here: attention among `NEAR` blocks, which begin at a multiple of so many.
     """
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
@@ -231,24 +252,27 @@ def _forward(
         k_ptr += batch * k_b + head * k_h
         v_ptr += batch * v_b + head * v_h
     idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
+    local_tile = local_ptr + batch * local_b + (query_head * local_h + point * local_p)[:, None] + cols[None, :]
+    if NEAR > 0:
+        # kept in memory, where the cache has it still when it is summed: registers are for what the loop needs
+        # fmt: off
+        start = block * SIZE // (NEAR * SIZE) * (NEAR * SIZE)
+        near = _attended(
+            q, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, NEAR, scale_log2, sample, head,
+            SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, True,
+        )
+        # fmt: on
+        tl.store(local_tile, near[0].to(local_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
+        tl.debug_barrier()  # other threads may read it
     # fmt: off
-    acc, total, peak = _sweep(
-        q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
-        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, PRODUCTS,
+    out, total, peak = _attended(
+        q, k_ptr, v_ptr, idx_ptr, 0, k_p, v_p, count, scale_log2, sample, head,
+        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, False,
     )
-    if FIRST:  # noqa: SIM102
-        # more than the operands can hold, or NaN: once again, the long way
-        if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
-            acc, total, peak = _sweep(
-                q, k_ptr, v_ptr, idx_ptr, k_p, v_p, count, scale_log2, sample, head,
-                SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA, 0,
-            )
     # fmt: on
-    out = acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None]
     if GATED:
         gates = logits_ptr + batch * logits_b + point * logits_p + query_head * 3
         first, second, third = softmax_of_three(gates, has_row)
-        local_tile = local_ptr + batch * local_b + (query_head * local_h + point * local_p)[:, None] + cols[None, :]
         compressed_row = ((batch * (points // SIZE) + block) * (kv_heads * GROUP) + query_head) * D
         local = _load(local_tile, has_row, has_col, WHOLE_M).to(tl.float32)
         compressed = _load(compressed_ptr + compressed_row[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
@@ -339,7 +363,7 @@ def _backward_query(
     idx_ptr += ((batch * kv_heads + head) * (points // SIZE) + block) * count
     acc = tl.zeros((M, WIDTH), tl.float32)
     for i in tl.range(0, tl.cdiv(count * SIZE, N)):
-        key, exists = _keys_of(idx_ptr, i, keys, count, SIZE, N, TMA)
+        key, exists = _keys_of(idx_ptr, 0, i, keys, count, SIZE, N, TMA, False)
         k = _tile(k_ptr, k_p, sample, head, key, exists, cols, D, N, WHOLE_N, TMA)
         v = _tile(v_ptr, v_p, sample, head, key, exists, cols, D, N, WHOLE_N, TMA)
         p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 - lse[:, None])
@@ -463,8 +487,7 @@ class _Tiles(NamedTuple):
     """Rows and keys of a program, its warps, the depth of its pipeline, and the registers of a thread.
 
     With `first` weights are relative to the greatest logit of the first keys, see `_sweep`; with `tma` the hardware
-    fetches whole tiles by itself, where they lie so that it can. One of so many powers is made by `products`, with
-    `first` and in 16 bits alone; 0: none.
+    fetches whole tiles by itself, where they lie so that it can.
     """
 
     rows: int
@@ -474,7 +497,6 @@ class _Tiles(NamedTuple):
     registers: int | None = None
     first: bool = False
     tma: bool = False
-    products: int = 0
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
@@ -529,7 +551,7 @@ def _constants(
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
         "maxnreg": tiles.registers,
-    } | ({"FIRST": tiles.first, "PRODUCTS": tiles.products} if kind == "forward" else {})
+    } | ({"FIRST": tiles.first} if kind == "forward" else {})
 
 
 def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any, ...]:
@@ -579,6 +601,7 @@ def _launch(
     more_strides: tuple[int, ...],
     gated: bool = False,
     shared: bool = False,
+    near: int = 0,
 ) -> None:
     """`more`: what is stored of the sums, or else what is summed with the result, and its factors."""
     batch, heads, points, _ = q.shape
@@ -587,7 +610,8 @@ def _launch(
     strides = (*(n for x in (q, k, v, out) for n in x.stride()[:3]), *more_strides)
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
     k, v = _described(tiles, tiles.keys, k, v)
-    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, GATED=gated, SHARED=shared, **constants)
+    flags = {"GATED": gated, "SHARED": shared, "NEAR": near}
+    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, **flags, **constants)
 
 
 @_attend.register_fake
@@ -694,17 +718,19 @@ def _combine_selected(
     v: torch.Tensor,
     picked: torch.Tensor,
     logits: torch.Tensor,
-    local: torch.Tensor,
+    local: torch.Tensor | None,
     compressed: torch.Tensor,
     size: int,
     scale: float,
     share: torch.Tensor | None = None,
+    near: int = 0,
 ) -> torch.Tensor:
     out = _like(q, None if share is None else torch.float8_e4m3fn).transpose(1, 2)
+    local = _like(q).transpose(1, 2) if local is None else local
     batch, points, head = local.stride()[:3]
     strides = (*logits.stride()[:2], batch, head, points)
     more = (out, out, logits, local, compressed, out if share is None else share)
-    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, gated=True, shared=share is not None)
+    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, True, share is not None, near)
     return out
 
 
@@ -715,11 +741,12 @@ def _(
     v: torch.Tensor,
     picked: torch.Tensor,
     logits: torch.Tensor,
-    local: torch.Tensor,
+    local: torch.Tensor | None,
     compressed: torch.Tensor,
     size: int,
     scale: float,
     share: torch.Tensor | None = None,
+    near: int = 0,
 ) -> torch.Tensor:
     return _like(q, None if share is None else torch.float8_e4m3fn).transpose(1, 2)
 
@@ -731,22 +758,24 @@ def combine_selected(
     block_indices: torch.Tensor,
     block_size: int,
     logits: torch.Tensor,
-    local: torch.Tensor,
+    local: torch.Tensor | int,
     compressed: torch.Tensor,
     scale: float,
     share: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `xmosaic.kernels.combine_selected`, on arguments that were checked; without gradients.
 
-    With `share`, a factor of each output of each head, the result is in 8 bits.
+    The local branch may be given as the points of its blocks, whole blocks of keys. With `share`, a factor of each
+    output of each head, the result is in 8 bits.
     """
-    query, key, value, local = (last_dense(x) for x in (query, key, value, local))
+    query, key, value = (last_dense(x) for x in (query, key, value))
+    near, made = (local // block_size, None) if isinstance(local, int) else (0, last_dense(local))
     # the three logits of a head, and the heads of a point, stand side by side
     logits = logits if logits.stride(-1) == 1 and logits.stride(-2) == 3 else logits.contiguous()
     picked = block_indices.int().contiguous()
     share = share if share is None else share.contiguous()
-    inputs = (query, key, value, picked, logits, local, compressed.contiguous())
-    return _combine_selected(*inputs, block_size, scale, share)
+    inputs = (query, key, value, picked, logits, made, compressed.contiguous())
+    return _combine_selected(*inputs, block_size, scale, share, near)
 
 
 def selected_attention(
