@@ -23,10 +23,10 @@ from xmosaic.kernels import (
     gated_product,
     gated_rows,
     multiply_rows,
-    product_bound,
     quantise_rows,
     swiglu,
 )
+from xmosaic.kernels.rows import product_bound
 from xmosaic.model import FeedForward, StageConfig
 
 triton = pytest.importorskip("triton", reason="Triton is not installed here")

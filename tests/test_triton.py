@@ -366,7 +366,7 @@ for name in ("forward", "query", "key"):
         tiles = selected._tiles(name, 2, 64, 512, 128, whole)
         options = dict(num_warps=tiles.warps, num_stages=tiles.stages)
         options |= dict(maxnreg=tiles.registers) if tiles.registers else {}
-        more = dict(FIRST=tiles.first, GATED=False, SHARED=False, NEAR=0) if name == "forward" else {}
+        more = dict(FIRST=tiles.first, GATED=False, NEAR=0) if name == "forward" else {}
         more |= dict(M=tiles.rows, N=tiles.keys, TMA=tiles.tma)
         fetched = () if not tiles.tma else ("q_ptr", "grad_ptr") if name == "key" else ("k_ptr", "v_ptr")
         length = tiles.rows if name == "key" else tiles.keys

@@ -27,14 +27,12 @@ from .kernels import (
     block_means,
     combine,
     combine_selected,
-    combine_selected_rows,
     gate_bound,
     gated_product,
     gated_rows,
     local_attention,
     multiply_rows,
     neighbor_attention,
-    product_bound,
     quantise_rows,
     rotate,
     select_blocks,
@@ -503,9 +501,9 @@ class Mosaic(nn.Module):
             )
 
     def use_float8(self, on: bool = True) -> Mosaic:
-        """Take matrix products of the feed-forward layers, and each attention's last, in 8 bits (e4m3), or no longer.
+        """Take the matrix products of the feed-forward layers in 8 bits (e4m3), or no longer.
 
-        They are 84 % of those of the published networks. Each point's activations and each output's weights have a
+        They are 77 % of those of the published networks. Each point's activations and each output's weights have a
         scale of their own; sums, and everything else, stay as wide as before. For forecasts, best under autocast to
         bfloat16: there is no gradient. Needs a GPU of compute capability 8.9, or ``impl = "reference"``, which emulates
         it.
@@ -524,11 +522,10 @@ class Mosaic(nn.Module):
         ArgumentError
             If a width of the feed-forward layers is no multiple of 16.
         """
-        for block in [m for m in self.modules() if isinstance(m, Block)]:
-            layer = block.ffn
+        for layer in [m for m in self.modules() if isinstance(m, FeedForward)]:
             widths = [layer.w2.out_features, layer.w2.in_features]
             _check(not on or not any(w % 16 for w in widths), "float8", widths, "widths that are multiples of 16")
-            layer.float8 = block.attention.float8 = on
+            layer.float8 = on
         return self
 
     @torch.no_grad()
@@ -718,7 +715,7 @@ class BlockSparseAttention(nn.Module):
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
         super().__init__()
         self.stage, self.branches, self.grouping = stage, config.branches, config.grouping
-        self.whole, self.float8 = len(config.branches) == len(BRANCHES), False
+        self.whole = len(config.branches) == len(BRANCHES)
         kv_dim = stage.num_kv_heads * stage.head_dim
         self.to_q = _linear(stage.dim, stage.dim)
         self.to_k = _linear(stage.dim, kv_dim)
@@ -740,7 +737,7 @@ class BlockSparseAttention(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
-        out = self._rounded(x, impl) if self.float8 else self.to_o(self._branches(x, impl))
+        out = self.to_o(self._branches(x, impl))
         return out if self.aligned else out.index_select(1, self.back)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor, impl: str | None = None) -> None:
@@ -756,22 +753,6 @@ class BlockSparseAttention(nn.Module):
         assert picked is not None
         near = self.stage.local_size
         return combine_selected(*picked, self.stage.block_size, gate, near, compressed, impl=impl).flatten(2)
-
-    def _rounded(self, x: torch.Tensor, impl: str | None) -> torch.Tensor:
-        """What `forward` gives, of a last product in 8 bits."""
-        s, weight = self.stage, self.to_o.weight
-        if self.whole:
-            gate, (compressed,), picked = self._attend(x, impl, True)
-            assert picked is not None
-            # means of values, and so no larger than these can be
-            bound = product_bound(self.to_v.weight).view(s.num_kv_heads, 1, -1)
-            bound = bound.expand(-1, s.num_heads // s.num_kv_heads, -1).flatten()
-            inputs = (*picked, s.block_size, gate, s.local_size, compressed, bound)
-            rows = combine_selected_rows(*inputs, impl=impl)
-            weight = weight * bound
-        else:
-            rows = quantise_rows(self._branches(x, impl), impl=impl)
-        return multiply_rows(rows, quantise_rows(weight, impl=impl), _dtype(weight), impl=impl)
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
         """What each branch adds to the output of `forward`, by the reference: they sum to it.

@@ -1,7 +1,6 @@
-"""Products in 8 bits that take more steps with them: ``python tests/benchmarks/kernels.py eight``.
+"""The gate inside its product in 8 bits, beside the two steps: ``python tests/benchmarks/kernels.py eight``.
 
-The gate inside its product, and attention's last product, beside what they replace; ``eight:gates`` and
-``eight:outputs`` do one part. Nothing is timed that isn't right.
+Nothing is timed that isn't right.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ from kernels import GPU, median, relative
 
 from xmosaic.kernels import (
     Rows,
-    combine_selected,
-    combine_selected_rows,
     gate_bound,
     gated,
     gated_rows,
     multiply_rows,
-    product_bound,
     quantise_rows,
     swiglu,
 )
@@ -113,46 +109,7 @@ def gates(members: int) -> None:
         torch.cuda.empty_cache()
 
 
-# ---- attention's last product ----
-
-
-def outputs(members: int) -> None:
-    """The sum of the branches, and the product after it."""
-    for points, width, heads, kv_heads, count in STAGES:
-        size = f"{members} x {points} x {width}"
-        last = torch.randn(width, width, device=GPU, dtype=WIDE) * width**-0.5
-        bound = product_bound(last[: kv_heads * 64]).view(kv_heads, 1, 64)
-        bound = bound.expand(-1, heads // kv_heads, -1).flatten()
-        attention = branches(members, points, heads, kv_heads, count)
-        wide, eight = combine_selected(*attention).flatten(2), combine_selected_rows(*attention, bound)
-        off = relative((eight.values[:1].double() * eight.scale[:1] * bound), wide[:1].double())
-        print(f"{size}, sum of the branches in 8 bits: off by {off:.1e}", flush=True)
-        last8 = quantise_rows(last * bound)
-        for name, before, after in (
-            ("branches", partial(combine_selected, *attention), partial(combine_selected_rows, *attention, bound)),
-            ("output", partial(F.linear, wide, last), partial(multiply_rows, eight, last8, WIDE)),
-            ("rounding the weights", None, lambda a=last, b=bound: quantise_rows(a * b)),
-        ):
-            times = [0.0 if call is None else median(call, 100) for call in (before, after)]
-            print(f"{size}, {name}: bfloat16 {times[0]:.3f} ms, float8 {times[1]:.3f} ms", flush=True)
-        del attention, wide, eight
-        torch.cuda.empty_cache()
-
-
-def branches(members: int, points: int, heads: int, kv_heads: int, count: int) -> tuple:
-    blocks = points // 128
-    picked = torch.rand(members, kv_heads, blocks, blocks, device=GPU).topk(count).indices
-    q, k, v = (
-        torch.randn(members, points, n, 64, device=GPU, dtype=WIDE).transpose(1, 2) for n in (heads, kv_heads, kv_heads)
-    )
-    logits, means = (torch.randn(members, n, heads, d, device=GPU, dtype=WIDE) for n, d in ((points, 3), (blocks, 64)))
-    return q, k, v, picked, 128, logits, 1024, means
-
-
 @torch.inference_mode()
-def eight(part: str = "all", members: str = "8") -> None:
-    """Every part, or one."""
-    for call in (gates, outputs):
-        if part in ("all", call.__name__):
-            call(int(members))
-            torch.cuda.empty_cache()
+def eight(members: str = "8") -> None:
+    """The gate inside its product, beside the two steps."""
+    gates(int(members))

@@ -305,6 +305,8 @@ class Products(TorchDispatchMode):
         if name in ("mm", "bmm", "linear"):
             a, b = (tuple(x.shape) for x in args[:2])
             self.shapes.append((a, b) if name != "linear" else ((math.prod(a[:-1]), a[-1]), b[::-1]))
+        elif name == "addmm_":
+            self.shapes.append((tuple(args[1].shape), tuple(args[2].shape)))
         elif "scaled_dot_product" in name:
             q, k = ((math.prod(x.shape[:-2]), *x.shape[-2:]) for x in args[:2])
             self.shapes += [(q, (k[0], k[2], k[1])), ((*q[:2], k[1]), k)]

@@ -15,9 +15,7 @@ from .ops import sum_norm as sum_norm
 from .ops import swiglu as swiglu
 from .rows import Rows as Rows
 from .rows import add_norm_rows as add_norm_rows
-from .rows import combine_selected_rows as combine_selected_rows
 from .rows import gate_bound as gate_bound
 from .rows import gated_rows as gated_rows
 from .rows import multiply_rows as multiply_rows
-from .rows import product_bound as product_bound
 from .rows import quantise_rows as quantise_rows

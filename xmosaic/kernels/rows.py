@@ -8,7 +8,7 @@ import torch
 
 from . import reference
 from .choice import choose_float8
-from .ops import check_combined, check_gate, combine_selected, local_attention, require
+from .ops import check_gate, require
 
 FAST_SUMS = True
 """Whether products in 8 bits sum in fewer bits than float32 has: faster, and less exact in long sums."""
@@ -246,56 +246,3 @@ def gated_rows(
             return Rows(values, (growth / reference.FLOAT8_MAX).view(-1, 1, 1).expand(x.scale.shape).contiguous())
     ab = multiply_rows(x, weight, torch.float32, impl=impl)
     return Rows(*reference.gated_rows(ab, bound, growth, shift))
-
-
-def combine_selected_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    block_indices: torch.Tensor,
-    block_size: int,
-    logits: torch.Tensor,
-    local: torch.Tensor | int,
-    compressed: torch.Tensor,
-    bound: torch.Tensor,
-    *,
-    impl: str | None = None,
-) -> Rows:
-    """As `combine_selected`, over `bound`, in 8 bits.
-
-    Parameters
-    ----------
-    query, key, value, block_indices, block_size, logits, local, compressed
-        As in `combine_selected`.
-    bound : float32 Tensor, (num_heads · d,)
-        Of each output, such as that of the values (`product_bound`), of which it is a mean: larger ones become the
-        largest.
-    impl : {None, "triton", "reference"}, optional
-        Implementation, as in `quantise_rows`.
-
-    Returns
-    -------
-    Rows, (batch, point, num_heads · d)
-        Of what was asked for over `bound`: the weights of the product that follows want it as a factor.
-
-    Raises
-    ------
-    ArgumentError
-        For shapes that don't belong together, and as `quantise_rows`.
-    """
-    check_combined(query, key, value, block_indices, block_size, logits, local, compressed)
-    width = query.shape[1] * query.shape[3]
-    require(bound.shape == (width,), "bound has another shape", f"{tuple(bound.shape)}", f"({width},)")
-    tensors = (query, key, value, logits, compressed, *(() if isinstance(local, int) else (local,)))
-    chosen = choose_float8(impl, *tensors)
-    if isinstance(local, int) and local % block_size:
-        local = local_attention(query, key, value, local, impl=impl).transpose(1, 2)
-    inputs = (query, key, value, block_indices, block_size, logits, local, compressed)
-    if chosen == "triton":
-        from . import selected
-
-        with torch.cuda.device_of(query):
-            values = selected.combine_selected(*inputs, query.shape[3] ** -0.5, reference.FLOAT8_MAX / bound).flatten(2)
-        return Rows(values, bound.new_full((*values.shape[:2], 1), 1 / reference.FLOAT8_MAX))
-    out = combine_selected(*inputs, impl="reference").flatten(2)
-    return Rows(*reference.bounded_rows(out, bound, bound.new_ones(len(out))))

@@ -195,7 +195,6 @@ def _forward(
     logits_ptr,
     local_ptr,
     compressed_ptr,
-    share_ptr,
     q_b,
     q_h,
     q_p,
@@ -228,13 +227,11 @@ def _forward(
     FIRST: tl.constexpr,
     TMA: tl.constexpr,
     GATED: tl.constexpr,
-    SHARED: tl.constexpr,
     NEAR: tl.constexpr,
 ):
     """Attention over picked blocks, or, with `GATED`, its sum with two other branches; that has no way back.
 
-    With `SHARED` too each output is multiplied by a factor of its own: before it is rounded to 8 bits. The local branch
-    is given, or made here: attention among `NEAR` blocks, which begin at a multiple of so many.
+    The local branch is given, or made here: attention among `NEAR` blocks, which begin at a multiple of so many.
     """
     TILES: tl.constexpr = (GROUP * SIZE + M - 1) // M
     WHOLE_M: tl.constexpr = (GROUP * SIZE) % M == 0 and D == WIDTH
@@ -277,8 +274,6 @@ def _forward(
         local = _load(local_tile, has_row, has_col, WHOLE_M).to(tl.float32)
         compressed = _load(compressed_ptr + compressed_row[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
         out = first[:, None] * local + second[:, None] * compressed.to(tl.float32) + third[:, None] * out
-        if SHARED:
-            out *= _load(share_ptr + (query_head * D)[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
     out_tile = out_ptr + batch * out_b + (query_head * out_h + point * out_p)[:, None] + cols[None, :]
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
     if not GATED:
@@ -561,10 +556,10 @@ def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any,
     return tuple(TensorDescriptor.from_tensor(x, [1, 1, length, x.shape[3]]) for x in fetched)
 
 
-def _like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def _like(x: torch.Tensor) -> torch.Tensor:
     """Empty, points before heads in memory: what the layers around want."""
     batch, heads, points, d = x.shape
-    return x.new_empty(batch, points, heads, d, dtype=dtype).transpose(1, 2)
+    return x.new_empty(batch, points, heads, d).transpose(1, 2)
 
 
 def _describable(x: torch.Tensor) -> bool:
@@ -585,7 +580,7 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, picked: torch.Tensor, size: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     out, (lse, total) = _like(q), _row_sums(q)
-    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out, out), (0,) * 5)
+    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out), (0,) * 5)
     return out, lse, total
 
 
@@ -600,18 +595,16 @@ def _launch(
     more: tuple[torch.Tensor, ...],
     more_strides: tuple[int, ...],
     gated: bool = False,
-    shared: bool = False,
     near: int = 0,
 ) -> None:
-    """`more`: what is stored of the sums, or else what is summed with the result, and its factors."""
+    """`more`: what is stored of the sums, or else what is summed with the result."""
     batch, heads, points, _ = q.shape
     tiles, constants = _constants("forward", q, k, size, (k, v))
     grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
     strides = (*(n for x in (q, k, v, out) for n in x.stride()[:3]), *more_strides)
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
     k, v = _described(tiles, tiles.keys, k, v)
-    flags = {"GATED": gated, "SHARED": shared, "NEAR": near}
-    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, **flags, **constants)
+    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, GATED=gated, NEAR=near, **constants)
 
 
 @_attend.register_fake
@@ -722,15 +715,14 @@ def _combine_selected(
     compressed: torch.Tensor,
     size: int,
     scale: float,
-    share: torch.Tensor | None = None,
     near: int = 0,
 ) -> torch.Tensor:
-    out = _like(q, None if share is None else torch.float8_e4m3fn).transpose(1, 2)
+    out = _like(q).transpose(1, 2)
     local = _like(q).transpose(1, 2) if local is None else local
     batch, points, head = local.stride()[:3]
     strides = (*logits.stride()[:2], batch, head, points)
-    more = (out, out, logits, local, compressed, out if share is None else share)
-    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, True, share is not None, near)
+    more = (out, out, logits, local, compressed)
+    _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, True, near)
     return out
 
 
@@ -745,10 +737,9 @@ def _(
     compressed: torch.Tensor,
     size: int,
     scale: float,
-    share: torch.Tensor | None = None,
     near: int = 0,
 ) -> torch.Tensor:
-    return _like(q, None if share is None else torch.float8_e4m3fn).transpose(1, 2)
+    return _like(q).transpose(1, 2)
 
 
 def combine_selected(
@@ -761,21 +752,18 @@ def combine_selected(
     local: torch.Tensor | int,
     compressed: torch.Tensor,
     scale: float,
-    share: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `xmosaic.kernels.combine_selected`, on arguments that were checked; without gradients.
 
-    The local branch may be given as the points of its blocks, whole blocks of keys. With `share`, a factor of each
-    output of each head, the result is in 8 bits.
+    The local branch may be given as the points of its blocks, whole blocks of keys.
     """
     query, key, value = (last_dense(x) for x in (query, key, value))
     near, made = (local // block_size, None) if isinstance(local, int) else (0, last_dense(local))
     # the three logits of a head, and the heads of a point, stand side by side
     logits = logits if logits.stride(-1) == 1 and logits.stride(-2) == 3 else logits.contiguous()
     picked = block_indices.int().contiguous()
-    share = share if share is None else share.contiguous()
     inputs = (query, key, value, picked, logits, made, compressed.contiguous())
-    return _combine_selected(*inputs, block_size, scale, share, near)
+    return _combine_selected(*inputs, block_size, scale, near)
 
 
 def selected_attention(
