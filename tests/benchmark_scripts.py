@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +10,5 @@ FOLDER = Path(__file__).parents[1] / "examples" / "held_suarez"
 
 
 def script(name: str) -> ModuleType:
-    """One of the scripts."""
-    if str(FOLDER) not in sys.path:
-        sys.path.insert(0, str(FOLDER))
+    """One of the scripts, while that fixture is in use."""
     return importlib.import_module(name)
