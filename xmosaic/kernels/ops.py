@@ -102,7 +102,12 @@ def combine_selected(
     ArgumentError
         For shapes that don't belong together or an unknown ``impl``.
     """
-    check_combined(query, key, value, block_indices, block_size, logits, local, compressed)
+    _check_selected(query, key, value, block_indices, block_size)
+    made, blocks = query.transpose(1, 2), query.shape[2] // block_size
+    if isinstance(local, int):
+        _check_local(local, query.shape[2])
+    _check_gates(logits, made if isinstance(local, int) else local, compressed, made)
+    require(compressed.shape[1] == blocks, "compressed has other blocks", f"{compressed.shape[1]}", f"{blocks}")
     tensors = (query, key, value, logits, compressed, *(() if isinstance(local, int) else (local,)))
     chosen = choose(impl, *tensors, products=True)
     apart = chosen == "reference" or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
@@ -117,26 +122,6 @@ def combine_selected(
     scale = query.shape[3] ** -0.5 if scale is None else scale
     with torch.cuda.device_of(query):
         return selected.combine_selected(query, key, value, block_indices, block_size, logits, local, compressed, scale)
-
-
-def check_combined(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    block_indices: torch.Tensor,
-    block_size: int,
-    logits: torch.Tensor,
-    local: torch.Tensor | int,
-    compressed: torch.Tensor,
-) -> None:
-    """Raise `ArgumentError` where the branches' shapes don't belong together."""
-    _check_selected(query, key, value, block_indices, block_size)
-    made = query.transpose(1, 2)
-    if isinstance(local, int):
-        _check_local(local, query.shape[2])
-    _check_gates(logits, made if isinstance(local, int) else local, compressed, made)
-    blocks = query.shape[2] // block_size
-    require(compressed.shape[1] == blocks, "compressed has other blocks", f"{compressed.shape[1]}", f"{blocks}")
 
 
 def _check_selected(
