@@ -141,10 +141,10 @@ def tiles():
 
 
 WAYS = [
-    {"first": False, "tma": False},
-    {"first": True, "tma": False},
-    {"first": False, "tma": True},
-    {"first": True, "tma": True},
+    {"first": 0, "tma": False},
+    {"first": 16, "tma": False},
+    {"first": 0, "tma": True},
+    {"first": 16, "tma": True},
 ]
 
 
@@ -350,6 +350,8 @@ def compiled(kernel, dtype, constants, described=(), length=0, **options):
     kinds = dict.fromkeys(["idx_ptr", "order_ptr", "first_ptr", "pickers_ptr", "neighbors_ptr", "links_ptr"], "*i32")
     kinds |= dict.fromkeys(["lse_ptr", "total_ptr", "delta_ptr", "direction_ptr"], "*fp32")
     kinds |= dict.fromkeys(described, f"tensordesc<bf16[1,1,{length},64]>")
+    if "q_ptr" in described:
+        kinds |= dict.fromkeys(["lse_ptr", "delta_ptr"], f"tensordesc<fp32[1,1,{length}]>")
     def kind(name):
         if name in constants:
             return "constexpr"

@@ -39,32 +39,33 @@ from xmosaic.model import PUBLISHED, Mosaic
 Tiles = selected._Tiles
 
 FORWARD = (
-    *(Tiles(128, 128, 4, 3, None, first, tma) for first in (False, True) for tma in (False, True)),
-    *(Tiles(128, 128, 8, stages, 128, first, True) for stages in (2, 3) for first in (True, False)),
-    *(Tiles(64, 128, 4, stages, registers, True, True) for stages in (2, 3) for registers in (None, 168, 128)),
-    *(Tiles(128, 64, 8, stages, 128, True, True) for stages in (3, 4)),
-    Tiles(64, 64, 4, 4, None, True, True),
+    *(Tiles(128, 128, 4, 3, None, first, tma) for first in (0, 16) for tma in (False, True)),
+    *(Tiles(128, 128, 8, stages, 128, first, True) for stages in (2, 3) for first in (16, 0)),
+    *(Tiles(64, 128, 4, stages, registers, 16, True) for stages in (2, 3) for registers in (None, 168, 128)),
+    *(Tiles(64, 128, 4, 2, None, first, True) for first in (32, 64, 128)),
+    *(Tiles(128, 64, 8, stages, 128, 16, True) for stages in (3, 4)),
+    Tiles(64, 64, 4, 4, None, 16, True),
 )
 BACKWARD = {
     "query": (
         Tiles(128, 64, 8, 3),
-        *(Tiles(128, 64, 8, stages, None, False, True) for stages in (2, 3)),
-        *(Tiles(64, 64, 4, stages, registers, False, True) for stages, registers in ((2, None), (3, None), (3, 168))),
-        *(Tiles(rows, 128, warps, 2, None, False, True) for rows, warps in ((128, 8), (64, 4))),
+        *(Tiles(128, 64, 8, stages, None, 0, True) for stages in (2, 3)),
+        *(Tiles(64, 64, 4, stages, registers, 0, True) for stages, registers in ((2, None), (3, None), (3, 168))),
+        *(Tiles(rows, 128, warps, 2, None, 0, True) for rows, warps in ((128, 8), (64, 4))),
     ),
     "key": (
         Tiles(128, 64, 4, 2),
-        Tiles(128, 64, 4, 2, None, False, True),
-        *(Tiles(64, 64, 4, stages, registers, False, True) for stages, registers in ((2, None), (3, None), (3, 168))),
-        *(Tiles(64, 128, 8, stages, registers, False, True) for stages, registers in ((2, None), (3, None), (3, 168))),
-        *(Tiles(128, keys, 8, 2, None, False, True) for keys in (64, 128)),
+        Tiles(128, 64, 4, 2, None, 0, True),
+        *(Tiles(64, 64, 4, stages, registers, 0, True) for stages in (2, 3) for registers in (None, 168)),
+        *(Tiles(64, 128, 8, stages, registers, 0, True) for stages, registers in ((2, None), (3, None), (3, 168))),
+        *(Tiles(128, keys, 8, 2, None, 0, True) for keys in (64, 128)),
     ),
 }
 
 
 def named(tiles: Tiles) -> str:
     words = [f"{tiles.rows} x {tiles.keys}, {tiles.warps} warps, {tiles.stages} deep"]
-    words += [w for w, on in (("first peak", tiles.first), ("fetched whole", tiles.tma)) if on]
+    words += [f"peak of {tiles.first} keys"] * (tiles.first > 0) + ["fetched whole"] * tiles.tma
     return ", ".join(words + ([f"{tiles.registers} registers"] if tiles.registers else []))
 
 

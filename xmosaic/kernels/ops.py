@@ -207,7 +207,12 @@ def select_blocks(
         f"1 to {key.shape[2]}",
     )
     require(grouping in ("group", "strided"), "grouping is unknown", repr(grouping), "'group' or 'strided'")
-    choose(impl, query, key)  # one implementation serves both: scores of block means are small
+    if choose(impl, query, key) == "triton":
+        from . import selection
+
+        if selection.fits(query, key):
+            with torch.cuda.device_of(query):
+                return selection.select_blocks(query, key, block_count, grouping)
     return reference.select_blocks(query, key, block_count, grouping)
 
 

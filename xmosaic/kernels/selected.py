@@ -75,8 +75,36 @@ def _plus(acc, a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def _sampled(
+    q,
+    sample_ptr,
+    idx_ptr,
+    start,
+    k_p,
+    count,
+    scale_log2,
+    SIZE: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NEAR: tl.constexpr,
+    SAMPLE: tl.constexpr,
+):
+    """The greatest logit of the first few keys, of each row, or where weights that are relative to it have room."""
+    cols = tl.arange(0, WIDTH)
+    key, exists = _keys_of(idx_ptr, start, 0, tl.arange(0, SAMPLE), count, SIZE, SAMPLE, False, NEAR)
+    k = _load(sample_ptr + (key * k_p)[:, None] + cols[None, :], exists, cols < D, SIZE % SAMPLE == 0 and D == WIDTH)
+    s = tl.dot(q, k.T, input_precision=PRECISION)
+    if SIZE % SAMPLE != 0:
+        s = tl.where(exists[None, :], s, float("-inf"))
+    # float16 ends at 2**16: begin lower
+    return tl.max(s, 1) * scale_log2 + (6.0 if q.dtype == tl.float16 else 0.0)
+
+
+@triton.jit
 def _sweep(
     q,
+    sample_ptr,
     k_ptr,
     v_ptr,
     idx_ptr,
@@ -100,20 +128,14 @@ def _sweep(
 ):
     """Weighted sum of values, sum of weights, and the logit at which a weight is 1, of each row.
 
-    With `FIRST` that is the greatest logit of the first keys, which the rest may pass.
+    With `FIRST` that is the greatest logit of so many first keys, which the rest may pass.
     """
     WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
     cols = tl.arange(0, WIDTH)
     keys = tl.arange(0, N)
     acc = tl.zeros((M, WIDTH), tl.float32)
     if FIRST:
-        key, exists = _keys_of(idx_ptr, start, 0, keys, count, SIZE, N, TMA, NEAR)
-        k = _tile(k_ptr, k_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
-        s = tl.dot(q, k.T, input_precision=PRECISION)
-        if SIZE % N != 0:
-            s = tl.where(exists[None, :], s, float("-inf"))
-        # float16 ends at 2**16: begin lower
-        peak = tl.max(s, 1) * scale_log2 + (6.0 if q.dtype == tl.float16 else 0.0)
+        peak = _sampled(q, sample_ptr, idx_ptr, start, k_p, count, scale_log2, SIZE, D, WIDTH, PRECISION, NEAR, FIRST)
         total = tl.zeros((M, 8), tl.float32)
     else:
         peak = tl.full((M,), float("-inf"), tl.float32)
@@ -145,6 +167,7 @@ def _sweep(
 @triton.jit
 def _attended(
     q,
+    sample_ptr,
     k_ptr,
     v_ptr,
     idx_ptr,
@@ -169,14 +192,14 @@ def _attended(
     """Mean of values, sum of weights, and the logit at which a weight is 1, of each row."""
     # fmt: off
     acc, total, peak = _sweep(
-        q, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
+        q, sample_ptr, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
         SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, NEAR,
     )
     if FIRST:  # noqa: SIM102
         # more than the operands can hold, or NaN: once again, the long way
         if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
             acc, total, peak = _sweep(
-                q, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
+                q, sample_ptr, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
                 SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA, NEAR,
             )
     # fmt: on
@@ -186,6 +209,7 @@ def _attended(
 @triton.jit
 def _forward(
     q_ptr,
+    sample_ptr,
     k_ptr,
     v_ptr,
     idx_ptr,
@@ -245,6 +269,7 @@ def _forward(
     q_tile = q_ptr + batch * q_b + (query_head * q_h + point * q_p)[:, None] + cols[None, :]
     q = _load(q_tile, has_row, has_col, WHOLE_M)
     sample = batch.to(tl.int32)
+    sample_ptr += batch * k_b + head * k_h
     if not TMA:
         k_ptr += batch * k_b + head * k_h
         v_ptr += batch * v_b + head * v_h
@@ -255,7 +280,7 @@ def _forward(
         # fmt: off
         start = block * SIZE // (NEAR * SIZE) * (NEAR * SIZE)
         near = _attended(
-            q, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, NEAR, scale_log2, sample, head,
+            q, sample_ptr, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, NEAR, scale_log2, sample, head,
             SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, True,
         )
         # fmt: on
@@ -263,7 +288,7 @@ def _forward(
         tl.debug_barrier()  # other threads may read it
     # fmt: off
     out, total, peak = _attended(
-        q, k_ptr, v_ptr, idx_ptr, 0, k_p, v_p, count, scale_log2, sample, head,
+        q, sample_ptr, k_ptr, v_ptr, idx_ptr, 0, k_p, v_p, count, scale_log2, sample, head,
         SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, False,
     )
     # fmt: on
@@ -440,10 +465,10 @@ def _backward_key(
     if not TMA:
         q_ptr += batch * q_b + head * GROUP * q_h
         grad_ptr += batch * grad_b + head * GROUP * grad_h
-    lse_ptr += (batch * kv_heads + head) * GROUP * points
+        lse_ptr += (batch * kv_heads + head) * GROUP * points
+        delta_ptr += (batch * kv_heads + head) * GROUP * points
     if EXACT:
         total_ptr += (batch * kv_heads + head) * GROUP * points
-    delta_ptr += (batch * kv_heads + head) * GROUP * points
     dk = tl.zeros((N, WIDTH), tl.float32)
     dv = tl.zeros((N, WIDTH), tl.float32)
     for i in tl.range(first * TILES, last * TILES):
@@ -457,13 +482,15 @@ def _backward_key(
             one, at = head * GROUP + i % TILES * M // SIZE, (picker * SIZE + i % TILES * M % SIZE).to(tl.int32)
             q = tl.reshape(q_ptr.load([sample, one, at, 0]), (M, D))
             grad = tl.reshape(grad_ptr.load([sample, one, at, 0]), (M, D))
+            lse = tl.reshape(lse_ptr.load([sample, one, at]), (M,))
+            delta = tl.reshape(delta_ptr.load([sample, one, at]), (M,))
         else:
             rest = (member * q_h + point * q_p)[:, None] + cols[None, :]
             q = _load(q_ptr + rest, has_row, has_col, WHOLE_M)
             rest = (member * grad_h + point * grad_p)[:, None] + cols[None, :]
             grad = _load(grad_ptr + rest, has_row, has_col, WHOLE_M)
-        lse = tl.load(lse_ptr + member * points + point, mask=has_row, other=0.0)
-        delta = tl.load(delta_ptr + member * points + point, mask=has_row, other=0.0)
+            lse = tl.load(lse_ptr + member * points + point, mask=has_row, other=0.0)
+            delta = tl.load(delta_ptr + member * points + point, mask=has_row, other=0.0)
         # transposed, so that both accumulators take their left operand from registers
         p = tl.exp2(tl.dot(k, q.T, input_precision=PRECISION) * scale_log2 - lse[None, :])
         if EXACT:
@@ -481,7 +508,7 @@ def _backward_key(
 class _Tiles(NamedTuple):
     """Rows and keys of a program, its warps, the depth of its pipeline, and the registers of a thread.
 
-    With `first` weights are relative to the greatest logit of the first keys, see `_sweep`; with `tma` the hardware
+    Weights are relative to the greatest logit of so many first keys, if `first` isn't 0, see `_sweep`; with `tma` the hardware
     fetches whole tiles by itself, where they lie so that it can.
     """
 
@@ -490,15 +517,15 @@ class _Tiles(NamedTuple):
     warps: int
     stages: int
     registers: int | None = None
-    first: bool = False
+    first: int = 0
     tma: bool = False
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
 _TILES = {
-    "forward": (_Tiles(64, 128, 4, 2, None, True, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
-    "query": (_Tiles(64, 64, 4, 2, None, False, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
-    "key": (_Tiles(128, 64, 4, 2, None, False, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+    "forward": (_Tiles(64, 128, 4, 2, None, 16, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
+    "query": (_Tiles(64, 64, 4, 2, None, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+    "key": (_Tiles(64, 64, 4, 2, 168, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
 }
 # Instead of the first of each where tiles can't be fetched whole.
 _SCATTERED = {"forward": _Tiles(128, 128, 4, 3), "query": _Tiles(128, 64, 8, 3), "key": _Tiles(128, 64, 4, 2)}
@@ -553,7 +580,7 @@ def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any,
     """Descriptors of tiles of so many points, if the kernel takes such."""
     if not tiles.tma:
         return fetched
-    return tuple(TensorDescriptor.from_tensor(x, [1, 1, length, x.shape[3]]) for x in fetched)
+    return tuple(TensorDescriptor.from_tensor(x, [1, 1, length, *x.shape[3:]]) for x in fetched)
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
@@ -603,8 +630,8 @@ def _launch(
     grid = (points // size * triton.cdiv(heads // k.shape[1] * size, tiles.rows), k.shape[1], batch)
     strides = (*(n for x in (q, k, v, out) for n in x.stride()[:3]), *more_strides)
     shape = (k.shape[1], points, picked.shape[3], scale / math.log(2))
-    k, v = _described(tiles, tiles.keys, k, v)
-    _forward[grid](q, k, v, picked, out, *more, *strides, *shape, GATED=gated, NEAR=near, **constants)
+    described = _described(tiles, tiles.keys, k, v)
+    _forward[grid](q, k, *described, picked, out, *more, *strides, *shape, GATED=gated, NEAR=near, **constants)
 
 
 @_attend.register_fake
@@ -640,8 +667,9 @@ def _attend_backward(
     tiles, constants = _constants("key", q, k, size, (q, grad))
     grid = (points // size * triton.cdiv(size, tiles.keys), kv_heads, batch)
     strides = [n for x in (q, k, v, grad, dk, dv) for n in x.stride()[:3]]
-    rows, grads = _described(tiles, tiles.rows, q, grad)
-    tensors = (rows, k, v, *inverse(picked), lse, total, grads, delta, dk, dv)
+    # of blocks that are whole tiles, the sums of points lie so that they can be fetched whole too
+    rows, sums, grads, deltas = _described(tiles, tiles.rows, q, lse, grad, delta)
+    tensors = (rows, k, v, *inverse(picked), sums, total, grads, deltas, dk, dv)
     _backward_key[grid](*tensors, *strides, *shape, **constants)
     return dq, dk, dv
 
