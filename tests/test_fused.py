@@ -33,7 +33,7 @@ from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 
 triton = pytest.importorskip("triton", reason="Triton is not installed here")
 
-from xmosaic.kernels import gates, rotary, selected  # noqa: E402
+from xmosaic.kernels import gates, rotary, selected, selection  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16)
@@ -60,6 +60,7 @@ def launches(monkeypatch):
         monkeypatch.setattr(module, name, Watched())
 
     watched(selected, "_forward")
+    watched(selection, "_select")
     watched(gates, "_sum_norm")
     watched(gates, "_combine")
     return seen
@@ -355,8 +356,9 @@ def test_the_network_is_that_of_the_steps(change, launches):
     assert found.count(("_forward", False)) == 2 * blocks * (not whole)
     assert found.count(("_combine", None)) == 0
     # before each attention, before each feed-forward layer, since no tile fits such small ones, three of the input and
-    # the output, one way down, one up, and before two ways over
-    assert found.count(("_sum_norm", None)) == 2 * blocks + 3 + 2 + 2
+    # the output, one way down, one up, and before the way back
+    assert found.count(("_sum_norm", None)) == 2 * blocks + 3 + 2 + 1
+    assert found.count(("_select", None)) == blocks
 
 
 @pytest.mark.parametrize("change", [{}, {"branches": ("local", "selected")}, {"block_order": "rows"}], ids=str)

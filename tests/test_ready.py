@@ -58,7 +58,7 @@ INPUTS = (torch.zeros(1, 2, 2, 6, 4, 1), torch.zeros(1, 2), torch.ones(1, 2, 32)
 def shelf(monkeypatch):
     monkeypatch.setattr(ready, "Recorded", Stand)
     # the second device's copy lies in this memory too
-    monkeypatch.setattr(ready, "replica", lambda n, device: n if device == FIRST else copy.deepcopy(n))
+    monkeypatch.setattr(ready, "replica", lambda n, device, _: n if device == FIRST else copy.deepcopy(n))
     Stand.made = 0
     return ready.Shelf()
 
@@ -104,6 +104,25 @@ def test_new_values_of_weights_are_followed_on_every_device(shelf, device):
         p.data.mul_(1.5)  # no counter of versions sees this
     again, new = lent(shelf, model, device)
     assert again is first and torch.equal(new, model(*INPUTS)) and not torch.equal(new, old)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_were_rounded_before_give_the_bits_of_autocast(dtype):
+    model = network()
+    rounded = ready.replica(model, torch.device("cpu"), dtype)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(rounded(*INPUTS), model(*INPUTS))
+    assert all(p.dtype == dtype for p in rounded.parameters()) and all(p.dtype == WIDE for p in model.parameters())
+    assert all(a is b for a, b in zip(rounded.buffers(), model.buffers(), strict=True))  # tables are not kept twice
+
+
+def test_rounded_weights_follow_the_network():
+    model = network()
+    half = ready._Ready(model, torch.device("cpu"), torch.bfloat16, ())
+    for p in model.parameters():
+        p.data.mul_(1.5)
+    half.follow(model)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(half._copy.parameters(), model.parameters(), strict=True))
 
 
 def test_two_forecasts_at_once_have_a_step_each(shelf):

@@ -407,7 +407,7 @@ class Mosaic(nn.Module):
             RMSNorm(),
             nn.SiLU(),
             _linear(first.dim, first.dim),
-            RMSNorm(),
+            RMSNorm(times=2),  # its own, and the one before the interpolation
         )
         self.interp_to_hp = NeighborAttention(first, grid, mesh, to_mesh)
         self.interp_to_ll = NeighborAttention(first, mesh, grid, to_grid)
@@ -443,7 +443,7 @@ class Mosaic(nn.Module):
         batch, member = history.shape[:2]
         z = self._project_noise(noise)
         x = self.preprocess(self._features(history, clock), self.impl)
-        x = self.interp_to_hp(sum_norm(x, impl=self.impl), self.impl)
+        x = self.interp_to_hp(x, self.impl)
         skips = []
         for stage, down in zip(self.encoder_stages, self.downsample_layers, strict=True):
             x = _sum(*stage(x, z, self.impl, self.recompute))
@@ -462,14 +462,17 @@ class Mosaic(nn.Module):
     def _features(self, history: torch.Tensor, clock: torch.Tensor) -> torch.Tensor:
         batch, member = history.shape[:2]
         rows, points = batch * member, math.prod(self.grid_shape)
-        x = history.permute(0, 1, 3, 4, 2, 5).reshape(rows, points, -1)
-        static = self.static_features.to(x.dtype).expand(rows, -1, -1)
+        # in the arithmetic of the first layer from the beginning: that is half of the memory to go through
+        dtype = _dtype(self.preprocess[0].weight) if torch.is_autocast_enabled(history.device.type) else history.dtype
         # a day of the year in half precision would be off by days
-        angle = clock.to(torch.promote_types(x.dtype, torch.float32)) * (2 * math.pi)
+        angle = clock.to(torch.promote_types(history.dtype, torch.float32)) * (2 * math.pi)
         day, year = angle.unbind(-1)
-        cycle = torch.stack([day.sin(), day.cos(), year.sin(), year.cos()], dim=-1).to(x.dtype)
+        cycle = torch.stack([day.sin(), day.cos(), year.sin(), year.cos()], dim=-1).to(dtype)
         cycle = cycle.view(batch, 1, 1, 4).expand(batch, member, points, 4).reshape(rows, points, 4)
-        return torch.cat([x, static, cycle], dim=-1)
+        times = history.to(dtype).flatten(3, 4).flatten(0, 1).unbind(1)
+        static = self.static_features.to(dtype).expand(rows, -1, -1)
+        spare = static.new_zeros(rows, points, _spare(self.config.input_width, history.device))
+        return torch.cat([*times, static, cycle, spare], dim=-1)
 
     def _project_noise(self, noise: torch.Tensor | None) -> torch.Tensor | None:
         return (
@@ -555,18 +558,25 @@ class Mosaic(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, without weights, with torch's default epsilon."""
+    """Root-mean-square norm over the last axis, once or twice, without weights, with torch's default epsilon."""
+
+    def __init__(self, times: int = 1) -> None:
+        super().__init__()
+        self.times = times
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
-        return sum_norm(x, impl=impl)
+        return sum_norm(x, times=self.times, impl=impl)
 
 
 class _Layers(nn.Sequential):
-    """One after the other; norms are told how."""
+    """One after the other; norms are told how, and the input may have more columns than are read."""
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
         for layer in self:
-            x = layer(x, impl) if isinstance(layer, RMSNorm) else layer(x)
+            if isinstance(layer, RMSNorm):
+                x = layer(x, impl)
+            else:
+                x = _joined(x, layer.weight)[0] if isinstance(layer, nn.Linear) else layer(x)
         return x
 
 
@@ -815,12 +825,19 @@ class BlockSparseAttention(nn.Module):
         return gated_sum(gate, [x.repeat_interleave(size, 1) if x.shape[1] == blocks else x for x in outputs])
 
 
+def _spare(width: int, device: torch.device) -> int:
+    """Columns to add: on a GPU rows begin at whole cache lines, or what reads them crawls."""
+    return -width % 64 if device.type == "cuda" else 0
+
+
 def _joined(x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor]:
-    """Several linear maps as one product. On a GPU rows begin at whole cache lines, or what reads them crawls."""
+    """Several linear maps as one product; x may have more columns than they read, of zeros."""
     rows = [len(w) for w in weights]
-    spare = -sum(rows) % 64 if x.device.type == "cuda" else 0
-    pad = [weights[0].new_zeros(spare, x.shape[-1])] if spare else []
-    return list(F.linear(x, torch.cat([*weights, *pad])).split([*rows, spare], -1))[: len(rows)]
+    spare = _spare(sum(rows), x.device)
+    pad = [weights[0].new_zeros(spare, weights[0].shape[1])] if spare else []
+    joined = torch.cat([*weights, *pad]) if len(rows) + spare > 1 else weights[0]
+    joined = F.pad(joined, (0, x.shape[-1] - joined.shape[1])) if x.shape[-1] > joined.shape[1] else joined
+    return list(F.linear(x, joined).split([*rows, spare], -1))[: len(rows)]
 
 
 class Downsample(nn.Module):

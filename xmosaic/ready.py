@@ -108,7 +108,9 @@ class Shelf:
             yield replica(network, device)
             return
         state = _state(network, dtype)
-        ready = self._take(network, device, state) or self._make(network, device, state)
+        # rounded once, not in each step; products in 8 bits round by themselves
+        half = dtype if dtype in (torch.float16, torch.bfloat16) else None
+        ready = self._take(network, device, state) or self._make(network, device, half, state)
         ready.follow(network)
         yield ready.step
         # after an error nobody knows what was recorded, and after a single step nothing was
@@ -130,8 +132,10 @@ class Shelf:
         with self._lock:
             self._kept[ready.device] = ready
 
-    def _make(self, network: Mosaic, device: torch.device, state: tuple[Any, ...]) -> _Ready:
-        ready = _Ready(network, device, state)
+    def _make(
+        self, network: Mosaic, device: torch.device, dtype: torch.dtype | None, state: tuple[Any, ...]
+    ) -> _Ready:
+        ready = _Ready(network, device, dtype, state)
         # a network that goes takes its recording with it
         weakref.finalize(network, self._forget, weakref.ref(ready)).atexit = False
         return ready
@@ -150,9 +154,11 @@ atexit.register(SHELF.clear)  # while there still is a driver
 class _Ready:
     """A network on a GPU with its recorded step; holds a copy that it has made, but not the network it was given."""
 
-    def __init__(self, network: Mosaic, device: torch.device, state: tuple[Any, ...]) -> None:
+    def __init__(
+        self, network: Mosaic, device: torch.device, dtype: torch.dtype | None, state: tuple[Any, ...]
+    ) -> None:
         self.origin, self.device, self.state = weakref.ref(network), device, state
-        there = replica(network, device)
+        there = replica(network, device, dtype)
         self._copy = None if there is network else there
         reference = weakref.ref(there)
 
@@ -168,7 +174,8 @@ class _Ready:
         """Give the copy the weights and tables that the network has today."""
         if self._copy is not None:
             for own, given in zip(_tensors(self._copy), _tensors(network), strict=True):
-                own.copy_(given, non_blocking=True)
+                if own is not given:
+                    own.copy_(given, non_blocking=True)
 
 
 def _tensors(network: Mosaic) -> Iterator[torch.Tensor]:
@@ -182,12 +189,15 @@ def _state(network: Mosaic, dtype: torch.dtype) -> tuple[Any, ...]:
     return places, dtype, network.impl, *ways
 
 
-def replica(network: Mosaic, device: torch.device) -> Mosaic:
-    """A network on a device: the one that was given if it is there, else one with weights and tables of its own."""
-    if next(network.parameters()).device == device:
+def replica(network: Mosaic, device: torch.device, dtype: torch.dtype | None = None) -> Mosaic:
+    """A network on a device, with weights of a type: the one that was given if it is that, else one with weights, and
+    on another device tables, of its own.
+    """
+    first = next(network.parameters())
+    if first.device == device and dtype in (None, first.dtype):
         return network
     # straight to the device: copying first and moving then would take the weights' memory twice where they are
     moved: dict[int, Any] = {id(b): b.to(device) for b in network.buffers()}
     for p in network.parameters():
-        moved[id(p)] = torch.nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
+        moved[id(p)] = torch.nn.Parameter(p.detach().to(device, dtype), requires_grad=p.requires_grad)
     return copy.deepcopy(network, moved)

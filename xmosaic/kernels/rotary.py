@@ -79,7 +79,7 @@ def _rotate(
                 tl.store((out_ptr + row * D) + near_out, x, mask=mask)
             total += x.to(tl.float32)
         mean = tl.sum(total, 0) / SIZE
-        row = (batch * (points // SIZE) + block) * HEADS + head
+        row = (batch * HEADS + head) * (points // SIZE) + block
         tl.store(mean_ptr + row * D + cols, mean.to(mean_ptr.dtype.element_ty), mask=cols < D)
 
 
@@ -159,9 +159,8 @@ def _blocks(x: torch.Tensor, size: int) -> tuple[tuple[int, int], dict[str, int]
 def _rotate_op(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, rotate: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, points, heads, d = x.shape
-    out = x.new_empty(x.shape if rotate else 0)
-    mean = x.new_empty(batch, points // size, heads, d)
+    points = x.shape[1]
+    out, mean = _results(x, size, rotate)
     grid, constants = _tiles(x, size)
     _rotate[grid](x, cos, sin, out, mean, *x.stride()[:3], points, ROTATE=rotate, **constants)
     return out, mean
@@ -171,8 +170,14 @@ def _rotate_op(
 def _(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int, rotate: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    return _results(x, size, rotate)
+
+
+def _results(x: torch.Tensor, size: int, rotate: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty; means have heads before blocks in memory, for so they are attended to."""
     batch, points, heads, d = x.shape
-    return x.new_empty(x.shape if rotate else 0), x.new_empty(batch, points // size, heads, d)
+    mean = x.new_empty(batch, heads, points // size, d).transpose(1, 2)
+    return x.new_empty(x.shape if rotate else 0), mean
 
 
 @torch.library.custom_op("xmosaic::rotate_backward", mutates_args=())

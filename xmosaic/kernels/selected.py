@@ -236,6 +236,9 @@ def _forward(
     local_b,
     local_h,
     local_p,
+    compressed_b,
+    compressed_p,
+    compressed_h,
     kv_heads,
     points,
     count,
@@ -295,7 +298,7 @@ def _forward(
     if GATED:
         gates = logits_ptr + batch * logits_b + point * logits_p + query_head * 3
         first, second, third = softmax_of_three(gates, has_row)
-        compressed_row = ((batch * (points // SIZE) + block) * (kv_heads * GROUP) + query_head) * D
+        compressed_row = batch * compressed_b + block * compressed_p + query_head * compressed_h
         local = _load(local_tile, has_row, has_col, WHOLE_M).to(tl.float32)
         compressed = _load(compressed_ptr + compressed_row[:, None] + cols[None, :], has_row, has_col, WHOLE_M)
         out = first[:, None] * local + second[:, None] * compressed.to(tl.float32) + third[:, None] * out
@@ -525,7 +528,7 @@ class _Tiles(NamedTuple):
 _TILES = {
     "forward": (_Tiles(64, 128, 4, 2, None, 16, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
     "query": (_Tiles(64, 64, 4, 2, None, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
-    "key": (_Tiles(64, 64, 4, 2, 168, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
+    "key": (_Tiles(64, 64, 4, 3, 168, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
 }
 # Instead of the first of each where tiles can't be fetched whole.
 _SCATTERED = {"forward": _Tiles(128, 128, 4, 3), "query": _Tiles(128, 64, 8, 3), "key": _Tiles(128, 64, 4, 2)}
@@ -607,7 +610,7 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, picked: torch.Tensor, size: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     out, (lse, total) = _like(q), _row_sums(q)
-    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out), (0,) * 5)
+    _launch(q, k, v, picked, size, scale, out, (lse, total, out, out, out), (0,) * 8)
     return out, lse, total
 
 
@@ -748,7 +751,7 @@ def _combine_selected(
     out = _like(q).transpose(1, 2)
     local = _like(q).transpose(1, 2) if local is None else local
     batch, points, head = local.stride()[:3]
-    strides = (*logits.stride()[:2], batch, head, points)
+    strides = (*logits.stride()[:2], batch, head, points, *compressed.stride()[:3])
     more = (out, out, logits, local, compressed)
     _launch(q, k, v, picked, size, scale, out.transpose(1, 2), more, strides, True, near)
     return out
@@ -790,7 +793,7 @@ def combine_selected(
     # the three logits of a head, and the heads of a point, stand side by side
     logits = logits if logits.stride(-1) == 1 and logits.stride(-2) == 3 else logits.contiguous()
     picked = block_indices.int().contiguous()
-    inputs = (query, key, value, picked, logits, made, compressed.contiguous())
+    inputs = (query, key, value, picked, logits, made, last_dense(compressed))
     return _combine_selected(*inputs, block_size, scale, near)
 
 

@@ -15,10 +15,10 @@ import triton.language as tl
 
 from .selected import last_dense
 
-# Query blocks of a program, and the most key blocks whose scores it holds: 64 registers of a thread, or twice as many.
-_ROWS, _MOST = 16, 1024
-# Bytes of keys that are in shared memory at once.
-_KEYS = 65536
+# Query blocks of a program, and the most key blocks whose scores it holds: 128 registers of a thread.
+_ROWS, _MOST, _WARPS = 16, 1024, 4
+# Bytes of keys that a product reads. Both found on an H200 by tests/benchmarks/kernels.py rest.
+_KEYS = 32768
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def _select_op(query: torch.Tensor, key: torch.Tensor, count: int, strided: bool
     grid = (triton.cdiv(blocks, _ROWS), kv_heads, batch)
     strides = (*query.stride()[:3], *key.stride()[:3])
     constants = {"COUNT": count, "GROUP": heads // kv_heads, "STRIDED": strided, "D": d}
-    constants |= {"PART": part, "ROWS": _ROWS, "WIDTH": width, "num_warps": max(1, min(8, width // 64))}
+    constants |= {"PART": part, "ROWS": _ROWS, "WIDTH": width, "num_warps": max(1, min(_WARPS, width // 32))}
     _select[grid](query, key, out, *strides, kv_heads, blocks, keys, **constants)
     return out
 
