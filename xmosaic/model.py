@@ -22,6 +22,7 @@ from . import healpix
 from .errors import ArgumentError, explain
 from .kernels import (
     Rows,
+    Shared,
     add_norm,
     add_norm_rows,
     block_means,
@@ -603,6 +604,7 @@ class NeighborAttention(nn.Module):
         self.direction: torch.Tensor
         self.register_buffer("neighbors", torch.from_numpy(np.asarray(neighbors, dtype=np.int64)), persistent=False)
         self.register_buffer("direction", _directions(source, target, neighbors), persistent=False)
+        self.shared = Shared()
 
     def forward(self, x: torch.Tensor, impl: str | None = None) -> torch.Tensor:
         to_key, to_value = self.to_kv.weight.chunk(2)
@@ -611,8 +613,11 @@ class NeighborAttention(nn.Module):
         folded = torch.einsum("hdc,hdw->hcw", self.to_q.weight.view(heads, d, 3), to_key.view(heads, d, width))
         value, projection = _joined(x, to_value, folded.flatten(0, 1).to(to_value.dtype))
         value, projection = value.unflatten(-1, (heads, d)), projection.unflatten(-1, (heads, 3))
-        out = neighbor_attention(self.direction, projection, value, self.neighbors, scale=d**-0.5, impl=impl)
-        return self.to_o(out.flatten(2))
+        # in 16 bits targets can share what they read, where there is no way back
+        share = not torch.is_grad_enabled() and value.element_size() == 2 and (value.is_cuda or impl == "triton")
+        patches = self.shared.of(self.direction, self.neighbors) if share and impl != "reference" else None
+        tables = (self.direction, projection, value, self.neighbors)
+        return self.to_o(neighbor_attention(*tables, scale=d**-0.5, patches=patches, impl=impl).flatten(2))
 
 
 class Stage(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .graph import Recorded
-from .model import Mosaic
+from .model import Mosaic, NeighborAttention
 from .steps import Step
 
 
@@ -129,6 +129,7 @@ class Shelf:
         return found if found is not None and found.origin() is network and found.state == state else None
 
     def _keep(self, ready: _Ready) -> None:
+        ready.hold()
         with self._lock:
             self._kept[ready.device] = ready
 
@@ -168,6 +169,12 @@ class _Ready:
             return called(*inputs)
 
         self.step = Recorded(step)
+
+    def hold(self) -> None:
+        """Keep what a recording reads and the network may make anew: it is no buffer."""
+        called = self._copy if self._copy is not None else self.origin()
+        layers = () if called is None else called.modules()
+        self._held = [m.shared.patches for m in layers if isinstance(m, NeighborAttention)]
 
     @torch.no_grad()
     def follow(self, network: Mosaic) -> None:

@@ -19,3 +19,6 @@ from .rows import gate_bound as gate_bound
 from .rows import gated_rows as gated_rows
 from .rows import multiply_rows as multiply_rows
 from .rows import quantise_rows as quantise_rows
+from .sharing import Patches as Patches
+from .sharing import Shared as Shared
+from .sharing import share_neighbors as share_neighbors

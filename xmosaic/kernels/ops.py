@@ -7,6 +7,7 @@ import torch
 from ..errors import ArgumentError, explain
 from . import reference
 from .choice import choose
+from .sharing import Patches
 
 
 def selected_attention(
@@ -223,6 +224,7 @@ def neighbor_attention(
     neighbors: torch.Tensor,
     *,
     scale: float,
+    patches: Patches | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
     """Attention of each target point over its nearest source points, with queries made from directions.
@@ -241,6 +243,9 @@ def neighbor_attention(
         Source points of each target.
     scale : float
         Factor on the logits.
+    patches : Patches, optional
+        Of the same directions and neighbours, by `share_neighbors`: without gradients, in 16 bits and by Triton, targets
+        side by side then share what they read. A value that is no number reaches the targets beside it too.
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `selected_attention`.
 
@@ -267,6 +272,12 @@ def neighbor_attention(
         "(batch, source, num_heads, 3) and (batch, source, num_heads, d)",
     )
     if choose(impl, key_projection, value, fixed=direction) == "triton":
+        wanted = torch.is_grad_enabled() and (key_projection.requires_grad or value.requires_grad)
+        if patches is not None and not wanted and value.element_size() == 2:
+            from . import patches as shared
+
+            with torch.cuda.device_of(value):
+                return shared.neighbor_attention(patches, key_projection, value, len(neighbors), scale)
         from . import neighbor
 
         with torch.cuda.device_of(value):
