@@ -17,10 +17,33 @@ import triton
 import triton.language as tl
 
 from .selected import last_dense
-from .sharing import PIECE, TARGETS, Patches
+from .sharing import TARGETS, Patches
 
-# Into how many programs the heads of a patch are dealt, at most, and the warps of each.
-_PARTS, _WARPS = 4, 4
+# Into how many programs the heads of a patch are dealt, at most; sources for each warp; heads on their way at once.
+_PARTS, _SOURCES, _STAGES = 4, 32, 3
+
+
+@triton.jit
+def _logits(direction, projection_ptr, source, source_p, linked, scale_log2, KIND: tl.constexpr):
+    """r·p in units of log 2, small where there is no link; the three numbers of p are fetched as one, of 64 bits."""
+    word = tl.load(projection_ptr + source * source_p)
+    logit = tl.zeros(linked.shape, tl.float32)
+    for axis in tl.static_range(3):
+        bits = ((word >> (16 * axis)) & 0xFFFF).to(tl.uint16)
+        logit += direction[axis] * bits.to(KIND, bitcast=True).to(tl.float32)[None, :]
+    # finite, for the difference of infinities is no number
+    return tl.where(linked, logit * scale_log2, -1e30)
+
+
+@triton.jit
+def _piece(source_ptr, links_ptr, direction_ptr, piece, ROWS: tl.constexpr, N: tl.constexpr):
+    """Sources of a piece, who is linked to them, and the three components of the directions."""
+    row, slot = tl.arange(0, ROWS), tl.arange(0, N)
+    source = tl.load(source_ptr + piece * N + slot).to(tl.int64)
+    linked = ((tl.load(links_ptr + piece * N + slot)[None, :] >> row[:, None]) & 1) > 0
+    direction_ptr += piece * tl.full((), 3 * ROWS * N, tl.int64)
+    near = direction_ptr + row[:, None] * N + slot[None, :]
+    return source, linked, (tl.load(near), tl.load(near + ROWS * N), tl.load(near + 2 * ROWS * N))
 
 
 @triton.jit
@@ -47,38 +70,50 @@ def _patched(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     N: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
+    """Some heads of a patch. Tables of a patch that is a single piece stay in registers for all of them."""
+    KIND: tl.constexpr = value_ptr.dtype.element_ty
     patch, part, batch = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS, tl.program_id(1).to(tl.int64)
-    row, slot, cols = tl.arange(0, ROWS), tl.arange(0, N), tl.arange(0, WIDTH)
+    row, cols = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     target = tl.load(order_ptr + patch * ROWS + row).to(tl.int64)
     first, last = tl.load(first_ptr + patch), tl.load(first_ptr + patch + 1)
-    near = row[:, None] * N + slot[None, :]
-    size = tl.full((), 3 * ROWS * N, tl.int64)  # of the directions of a piece
-    for head in range(part * (HEADS // PARTS), (part + 1) * (HEADS // PARTS)):
-        projection_row = projection_ptr + batch * projection_b + head * projection_h
-        value_row = value_ptr + batch * value_b + head * value_h
-        peak = tl.full((ROWS,), -1e30, tl.float32)
-        total = tl.zeros((ROWS,), tl.float32)
-        acc = tl.zeros((ROWS, WIDTH), tl.float32)
-        for piece in range(first, last):
-            source = tl.load(source_ptr + piece * N + slot).to(tl.int64)
-            linked = ((tl.load(links_ptr + piece * N + slot)[None, :] >> row[:, None]) & 1) > 0
-            v = tl.load(value_row + (source * value_p)[:, None] + cols[None, :], mask=(cols < D)[None, :], other=0.0)
-            logit = tl.zeros((ROWS, N), tl.float32)
-            for axis in tl.static_range(3):
-                r = tl.load(direction_ptr + piece * size + axis * (ROWS * N) + near)
-                logit += r * tl.load(projection_row + source * projection_p + axis).to(tl.float32)[None, :]
-            logit = tl.where(linked, logit * scale_log2, -1e30)
-            higher = tl.maximum(peak, tl.max(logit, 1))
-            weight = tl.where(linked, tl.exp2(logit - higher[:, None]), 0.0)
-            fade = tl.exp2(peak - higher)
-            total = total * fade + tl.sum(weight, 1)
-            acc = tl.dot(weight.to(v.dtype), v, acc * fade[:, None])
-            peak = higher
-        out = out_ptr + ((batch * targets + target) * HEADS + head)[:, None] * D + cols[None, :]
-        # rows without a target have no weights
-        mean = (acc / tl.where(target >= 0, total, 1.0)[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out, mean, mask=(target >= 0)[:, None] & (cols < D)[None, :])
+    exists, has_col = target >= 0, (cols < D)[None, :]
+    projection_ptr += batch * projection_b
+    value_ptr += batch * value_b
+    out_row = out_ptr + ((batch * targets + target) * (HEADS * D))[:, None] + cols[None, :]
+    begin = part * (HEADS // PARTS)
+    if last == first + 1:
+        source, linked, direction = _piece(source_ptr, links_ptr, direction_ptr, first, ROWS, N)
+        for head in tl.range(begin, begin + HEADS // PARTS, num_stages=STAGES):
+            v = tl.load(value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0)
+            p_ptr = projection_ptr + head * projection_h
+            logit = _logits(direction, p_ptr, source, projection_p, linked, scale_log2, KIND)
+            weight = tl.where(linked, tl.exp2(logit - tl.max(logit, 1)[:, None]), 0.0)
+            # rows without a target have no weights
+            total = tl.where(exists, tl.sum(weight, 1), 1.0)
+            mean = tl.dot(weight.to(KIND), v) / total[:, None]
+            tl.store(out_row + head * D, mean.to(KIND), mask=exists[:, None] & has_col)
+    else:
+        for head in range(begin, begin + HEADS // PARTS):
+            peak = tl.full((ROWS,), -1e30, tl.float32)
+            total = tl.zeros((ROWS,), tl.float32)
+            acc = tl.zeros((ROWS, WIDTH), tl.float32)
+            for piece in range(first, last):
+                source, linked, direction = _piece(source_ptr, links_ptr, direction_ptr, piece, ROWS, N)
+                v = tl.load(
+                    value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0
+                )
+                p_ptr = projection_ptr + head * projection_h
+                logit = _logits(direction, p_ptr, source, projection_p, linked, scale_log2, KIND)
+                higher = tl.maximum(peak, tl.max(logit, 1))
+                weight = tl.where(linked, tl.exp2(logit - higher[:, None]), 0.0)
+                fade = tl.exp2(peak - higher)
+                total = total * fade + tl.sum(weight, 1)
+                acc = tl.dot(weight.to(KIND), v, acc * fade[:, None])
+                peak = higher
+            mean = acc / tl.where(exists, total, 1.0)[:, None]
+            tl.store(out_row + head * D, mean.to(KIND), mask=exists[:, None] & has_col)
 
 
 @torch.library.custom_op("xmosaic::patched_attention", mutates_args=())
@@ -98,7 +133,8 @@ def _attend(
     parts = max(n for n in range(1, _PARTS + 1) if heads % n == 0)
     strides = (*projection.stride()[:3], *value.stride()[:3])
     constants = {"HEADS": heads, "PARTS": parts, "D": d, "WIDTH": max(16, triton.next_power_of_2(d))}
-    constants |= {"ROWS": TARGETS, "N": PIECE, "num_warps": _WARPS}
+    constants |= {"ROWS": TARGETS, "N": source.shape[1], "num_warps": source.shape[1] // _SOURCES}
+    constants |= {"STAGES": min(_STAGES, heads // parts)}
     tensors = (order, first, source, links, direction, projection, value, out)
     _patched[(parts * (len(first) - 1), batch)](*tensors, *strides, targets, scale / math.log(2), **constants)
     return out
@@ -123,5 +159,6 @@ def neighbor_attention(
     patches: Patches, key_projection: torch.Tensor, value: torch.Tensor, targets: int, scale: float
 ) -> torch.Tensor:
     """As `xmosaic.kernels.neighbor_attention` with patches, on arguments that were checked; without gradients."""
-    # projections by themselves fill the caches with nothing else: worth a copy
-    return _attend(*patches, key_projection.contiguous(), last_dense(value), targets, scale)
+    # by themselves projections fill the caches with nothing else; and four 16-bit numbers are one of 64 bits
+    words = torch.nn.functional.pad(key_projection, (0, 1)).contiguous().view(torch.int64)
+    return _attend(*patches, words, last_dense(value), targets, scale)

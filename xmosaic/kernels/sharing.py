@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Targets of a patch, a bit each in `Patches.links` and the rows of a matrix product; and sources of a piece.
-TARGETS, PIECE = 16, 64
+# Targets of a patch: a bit each in `Patches.links`, and the rows of a matrix product.
+TARGETS = 16
+# Sources of a piece: the fewer, if so large a share of all patches is a single one then. That is read fastest.
+_FEW, _MANY, _SHARE = 64, 128, 0.75
 
 
 class Patches(NamedTuple):
@@ -21,10 +23,11 @@ class Patches(NamedTuple):
         Targets, -1 where there are no more.
     first : int32 Tensor, (patch + 1)
         Where the pieces of each patch begin.
-    source : int32 Tensor, (piece, 64)
-    links : int32 Tensor, (piece, 64)
+    source : int32 Tensor, (piece, n)
+        n is 64 or 128, whichever makes most patches a single piece.
+    links : int32 Tensor, (piece, n)
         A bit for each target of the patch that has the source as a neighbour.
-    direction : float32 Tensor, (piece, 3, 16, 64)
+    direction : float32 Tensor, (piece, 3, 16, n)
         From each source to each target; 0 where there is no link.
     """
 
@@ -56,7 +59,7 @@ def share_neighbors(direction: torch.Tensor, neighbors: torch.Tensor) -> Patches
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         return None
     orders = torch.arange(len(neighbors), device=neighbors.device), neighbors[:, 0].argsort(stable=True)
-    return min((_patches(direction, neighbors.long(), o) for o in orders), key=lambda p: len(p.source))
+    return min((_patches(direction, neighbors.long(), o) for o in orders), key=lambda p: p.source.numel())
 
 
 def _patches(direction: torch.Tensor, neighbors: torch.Tensor, order: torch.Tensor) -> Patches:
@@ -69,20 +72,21 @@ def _patches(direction: torch.Tensor, neighbors: torch.Tensor, order: torch.Tens
     pairs, where = (patch[:, None] * sources + neighbors).unique(return_inverse=True)  # of a patch and a source
     owner = pairs // sources
     sizes = owner.bincount(minlength=count)
-    first = torch.nn.functional.pad((-(-sizes // PIECE)).cumsum(0), (1, 0))
+    length = _FEW if (sizes <= _FEW).double().mean() >= _SHARE else _MANY
+    first = torch.nn.functional.pad((-(-sizes // length)).cumsum(0), (1, 0))
     within = torch.arange(len(pairs), device=device) - (sizes.cumsum(0) - sizes)[owner]
-    slot = first[owner] * PIECE + within
+    slot = first[owner] * length + within
     pieces = int(first[-1])
-    source, links = (torch.zeros(pieces * PIECE, dtype=torch.int32, device=device) for _ in "ab")
+    source, links = (torch.zeros(pieces * length, dtype=torch.int32, device=device) for _ in "ab")
     source[slot] = (pairs % sources).int()
     link = slot[where]
     bits = (1 << row).int()[:, None].expand_as(link)
     links.index_add_(0, link.flatten(), bits.flatten())
-    dense = torch.zeros(pieces, 3, TARGETS, PIECE, device=device)
+    dense = torch.zeros(pieces, 3, TARGETS, length, device=device)
     rows = row[:, None].expand_as(link)
-    dense.permute(0, 2, 3, 1)[link // PIECE, rows, link % PIECE] = direction.float()
+    dense.permute(0, 2, 3, 1)[link // length, rows, link % length] = direction.float()
     padded = torch.nn.functional.pad(order, (0, count * TARGETS - targets), value=-1)
-    return Patches(padded.int(), first.int(), source.view(-1, PIECE), links.view(-1, PIECE), dense)
+    return Patches(padded.int(), first.int(), source.view(-1, length), links.view(-1, length), dense)
 
 
 class Shared:
