@@ -449,6 +449,84 @@ def rotate(
     return reference.rotate(x, cos, sin, size)
 
 
+def rotated_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    averaged: int,
+    size: int,
+    *,
+    turned: int,
+    normed: bool = False,
+    impl: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A linear map without bias whose first outputs are heads: `rotate` of some, and `block_means` of those and more.
+
+    On Hopper, in 16 bits, for blocks of 128 points and where no gradient is wanted, one Triton kernel rotates and
+    averages the product where it is made. Else it is the steps. Under autocast x and the weights are cast first.
+
+    Parameters
+    ----------
+    x : Tensor, (batch, point, dim)
+    weight : Tensor, (output, dim)
+    cos, sin : Tensor, (point, d / 2)
+        Of the angles by which adjacent pairs of a head are rotated.
+    averaged : int
+        How many heads are averaged over blocks.
+    size : int
+        Points of a block.
+    turned : int
+        How many of them are rotated.
+    normed : bool
+        Whether it is the RMS norm of x that is multiplied.
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `selected_attention`.
+
+    Returns
+    -------
+    rotated : Tensor, (batch, point, turned, d)
+    rest : Tensor, (batch, point, output - turned · d)
+        The other outputs, as they are.
+    means : Tensor, (batch, point / size, averaged, d)
+
+    Raises
+    ------
+    ArgumentError
+        For shapes that don't belong together or an unknown ``impl``.
+    """
+    require(
+        x.ndim == 3 and weight.ndim == 2 and weight.shape[1] == x.shape[2],
+        "x and weight don't belong together",
+        f"{tuple(x.shape)} and {tuple(weight.shape)}",
+        "(batch, point, dim) and (output, dim)",
+    )
+    points, d = x.shape[1], 2 * cos.shape[-1]
+    require(
+        cos.shape == sin.shape == (points, d // 2),
+        "angles don't belong to x",
+        f"{tuple(cos.shape)}, {tuple(sin.shape)} and {tuple(x.shape)}",
+        "(point, d / 2) and (batch, point, dim)",
+    )
+    require(
+        1 <= turned <= averaged and averaged * d <= len(weight),
+        "there are not as many heads",
+        f"{turned} to rotate and {averaged} to average of {len(weight)} outputs",
+        f"1 ≤ rotated ≤ averaged ≤ {len(weight) // d}",
+    )
+    require(_divides(size, points), "size does not divide the points", f"{size}", f"a divisor of {points}")
+    if torch.is_autocast_enabled(x.device.type):
+        narrow = torch.get_autocast_dtype(x.device.type)
+        x, weight = (t if t.dtype == torch.float64 else t.to(narrow) for t in (x, weight))
+    if choose(impl, x, weight) == "triton":
+        from . import projected
+
+        with torch.cuda.device_of(x):
+            return projected.rotated_product(x, weight, cos, sin, turned, averaged, size, normed)
+    x = reference.sum_norm(x, None, None, 1) if normed else x
+    return reference.rotated_product(x, weight, cos, sin, turned, averaged, size)
+
+
 def block_means(x: torch.Tensor, size: int, *, impl: str | None = None) -> torch.Tensor:
     """Means over blocks of points.
 
