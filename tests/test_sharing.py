@@ -15,7 +15,7 @@ from xmosaic.model import Mosaic, MosaicConfig, StageConfig
 
 pytest.importorskip("triton", reason="Triton is not installed here")
 
-from xmosaic.kernels import patches as shared  # noqa: E402
+from xmosaic.kernels import patches as shared
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -61,7 +61,9 @@ def test_the_patches_hold_every_link_once(seed, targets, sources, k):
 
 
 # several pieces and one, targets that don't fill a patch, heads that are no power of two, more heads than programs
-@pytest.mark.parametrize("shape", [(2, 200, 3, 64, 41, 12), (1, 33, 5, 16, 16, 5), (3, 90, 2, 20, 7, 24), (1, 1, 1, 8, 3, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 200, 3, 64, 41, 12), (1, 33, 5, 16, 16, 5), (3, 90, 2, 20, 7, 24), (1, 1, 1, 8, 3, 1)]
+)
 def test_error_is_at_most_that_of_each_target_by_itself(shape):
     direction, projection, value, table = case(1, *shape)
     patches = share_neighbors(direction, table)

@@ -466,7 +466,8 @@ class Mosaic(nn.Module):
         batch, member = history.shape[:2]
         rows, points = batch * member, math.prod(self.grid_shape)
         # in the arithmetic of the first layer from the beginning: that is half of the memory to go through
-        dtype = _dtype(self.preprocess[0].weight) if torch.is_autocast_enabled(history.device.type) else history.dtype
+        kind = history.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else history.dtype
         # a day of the year in half precision would be off by days
         angle = clock.to(torch.promote_types(history.dtype, torch.float32)) * (2 * math.pi)
         day, year = angle.unbind(-1)

@@ -133,9 +133,7 @@ class Shelf:
         with self._lock:
             self._kept[ready.device] = ready
 
-    def _make(
-        self, network: Mosaic, device: torch.device, dtype: torch.dtype | None, state: tuple[Any, ...]
-    ) -> _Ready:
+    def _make(self, network: Mosaic, device: torch.device, dtype: torch.dtype | None, state: tuple[Any, ...]) -> _Ready:
         ready = _Ready(network, device, dtype, state)
         # a network that goes takes its recording with it
         weakref.finalize(network, self._forget, weakref.ref(ready)).atexit = False

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from triton.testing import do_bench
 
-from xmosaic.kernels import ops
+from xmosaic.kernels import ops, share_neighbors
 from xmosaic.model import PUBLISHED, Mosaic
 
 GPU = "cuda"
@@ -65,7 +65,7 @@ def cases() -> Iterator[Case]:
             yield name, partial(combining, picked, size, near=near), [*inputs, more[0], more[2]]
     for b, s, h, d, t, k in [(2, 500, 3, 64, 700, 24), (1, 33, 2, 20, 41, 7), (3, 200, 12, 64, 100, 20)]:
         direction = torch.nn.functional.normalize(torch.randn(t, k, 3, device=GPU), dim=-1)
-        table = torch.randint(0, s, (t, k), device=GPU)
+        table = torch.rand(t, s, device=GPU).topk(k).indices
         yield (
             f"neighbor {(b, s, h, d, t, k)}",
             partial(nearby, direction, table),
@@ -86,6 +86,14 @@ def cases() -> Iterator[Case]:
         yield f"block_means {(heads, d, size)}", partial(averaging, size), [x]
         yield f"combine {(heads, d, size)}", ops.combine, gates
         yield f"swiglu {heads * d}", ops.swiglu, [normal(2, 99, 2 * heads * d), normal(2, heads * d)]
+    for b, p, width, outputs, d, turned, averaged in [
+        (2, 512, 768, 1216, 64, 15, 18),
+        (1, 256, 200, 528, 32, 5, 9),
+        (3, 128, 64, 128, 64, 1, 2),
+    ]:
+        angle = torch.rand(p, d // 2, device=GPU)
+        inputs = [normal(b, p, width), normal(outputs, width) * width**-0.5]
+        yield f"rotated product {(b, p, width, outputs, d)}", partial(projecting, angle, turned, averaged), inputs
     # whole tiles, torn ones, of several samples, and too small for any
     for shape in ((2, 512, 768, 3072), (1, 1000, 200, 264), (3, 333, 1280, 136), (2, 50, 40, 20)):
         b, p, width, hidden = shape
@@ -114,13 +122,29 @@ def norming(times: int, *x: torch.Tensor, impl: str | None) -> tuple[torch.Tenso
     return ops.sum_norm(*x, times=times, impl=impl), alone
 
 
-def nearby(direction: torch.Tensor, table: torch.Tensor, *x: torch.Tensor, impl: str | None) -> torch.Tensor:
+def nearby(
+    direction: torch.Tensor, table: torch.Tensor, *x: torch.Tensor, impl: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """With gradients and without: the second is another kernel."""
     direction = direction.to(torch.promote_types(x[0].dtype, torch.float32))
-    return ops.neighbor_attention(direction, *x, table, scale=0.125, impl=impl)
+    call = partial(ops.neighbor_attention, direction, *x, table, scale=0.125, impl=impl)
+    with torch.no_grad():
+        alone = call(patches=share_neighbors(direction, table))
+    return call(), alone
 
 
 def rotating(angle: torch.Tensor, size: int, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     return ops.rotate(x, angle.cos(), angle.sin(), size, impl=impl)
+
+
+def projecting(
+    angle: torch.Tensor, turned: int, averaged: int, *x: torch.Tensor, impl: str | None
+) -> tuple[torch.Tensor, ...]:
+    """With gradients and without, which is another kernel; of the norm too."""
+    call = partial(ops.rotated_product, *x, angle.cos(), angle.sin(), averaged, 128, turned=turned, impl=impl)
+    with torch.no_grad():
+        alone = [t for normed in (False, True) for t in call(normed=normed)]
+    return *call(), *alone
 
 
 def averaging(size: int, x: torch.Tensor, impl: str | None) -> torch.Tensor:
@@ -240,18 +264,22 @@ def era5() -> Mosaic:
 
 
 def neighbors() -> None:
+    def alone(direction: torch.Tensor, table: torch.Tensor, *x: torch.Tensor, **options: object) -> torch.Tensor:
+        return ops.neighbor_attention(direction, *x, table, scale=0.125, **options)
+
     network = era5()
     for name, module in (("to the mesh", network.interp_to_hp), ("to the grid", network.interp_to_ll)):
         table = module.neighbors
         sources = int(table.max()) + 1
         inputs = [torch.randn(8, sources, 12, n, device=GPU, dtype=torch.bfloat16, requires_grad=True) for n in (3, 64)]
         for impl in ("triton", "reference"):
-            call = partial(nearby, module.direction, table, impl=impl)
-            print(
-                f"neighbours {name}, 8 members, {impl}: forward {forward(call, inputs):.2f} ms, "
-                f"forward + backward {both(call, inputs):.2f} ms",
-                flush=True,
-            )
+            call = partial(alone, module.direction, table, impl=impl)
+            words = f"forward {forward(call, inputs):.2f} ms, forward + backward {both(call, inputs):.2f} ms"
+            if impl == "triton":
+                call = partial(call, patches=module.shared.of(module.direction, table))
+                with torch.no_grad():
+                    words += f", with shared sources forward {forward(call, inputs):.2f} ms"
+            print(f"neighbours {name}, 8 members, {impl}: {words}", flush=True)
 
 
 def step() -> None:

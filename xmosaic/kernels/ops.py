@@ -244,8 +244,8 @@ def neighbor_attention(
     scale : float
         Factor on the logits.
     patches : Patches, optional
-        Of the same directions and neighbours, by `share_neighbors`: without gradients, in 16 bits and by Triton, targets
-        side by side then share what they read. A value that is no number reaches the targets beside it too.
+        Of the same directions and neighbours, by `share_neighbors`: without gradients, in 16 bits and by Triton,
+        targets side by side then share what they read. A value that is no number reaches the targets beside it too.
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `selected_attention`.
 

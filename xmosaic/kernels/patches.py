@@ -86,7 +86,9 @@ def _patched(
     if last == first + 1:
         source, linked, direction = _piece(source_ptr, links_ptr, direction_ptr, first, ROWS, N)
         for head in tl.range(begin, begin + HEADS // PARTS, num_stages=STAGES):
-            v = tl.load(value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0)
+            v = tl.load(
+                value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0
+            )
             p_ptr = projection_ptr + head * projection_h
             logit = _logits(direction, p_ptr, source, projection_p, linked, scale_log2, KIND)
             weight = tl.where(linked, tl.exp2(logit - tl.max(logit, 1)[:, None]), 0.0)

@@ -511,8 +511,8 @@ def _backward_key(
 class _Tiles(NamedTuple):
     """Rows and keys of a program, its warps, the depth of its pipeline, and the registers of a thread.
 
-    Weights are relative to the greatest logit of so many first keys, if `first` isn't 0, see `_sweep`; with `tma` the hardware
-    fetches whole tiles by itself, where they lie so that it can.
+    Weights are relative to the greatest logit of so many first keys, if `first` isn't 0, see `_sweep`; with `tma` the
+    hardware fetches whole tiles by itself, where they lie so that it can.
     """
 
     rows: int
