@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +36,6 @@ from .kernels import (
     neighbor_attention,
     quantise_rows,
     rotate,
-    rotated_product,
     select_blocks,
     selected_attention,
     sum_norm,
@@ -48,7 +47,6 @@ BRANCHES = ("local", "compressed", "selected")
 BLOCK_ORDERS = ("nested", "rows", "shuffled")
 Recompute = bool | Literal["feed_forward"]
 Picked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-Made = tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 # Of the shuffled order alone; changing it changes what every network with that order was trained with.
 _SHUFFLE_SEED = 20260416
 
@@ -662,16 +660,15 @@ class Block(nn.Module):
         impl: str | None,
         recompute: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # what comes into a stage was made for it alone
-        ours = update is None and x.dtype == _dtype(self.ffn.w2.weight) and x.is_contiguous()
-        if ours and not (torch.is_grad_enabled() or self.ffn.float8):
-            self.attention.add_to(x, impl)
-            self.ffn.add_to(x, z, impl)
-            return x, None
         x, normed = (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
         if self.ffn.float8:
             x, rows = add_norm_rows(x, self.attention(normed, impl), impl=impl)
             return x, self.ffn.from_rows(rows, z, impl)
+        # what comes into a stage was made for it alone
+        if not torch.is_grad_enabled() and x.dtype == _dtype(self.ffn.w2.weight) and x.is_contiguous():
+            self.attention.add_to(x, normed, impl)
+            self.ffn.add_to(x, z, impl)
+            return x, None
         x, normed = add_norm(x, self.attention(normed, impl), impl=impl)
         again = recompute and torch.is_grad_enabled()
         return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl)
@@ -759,16 +756,16 @@ class BlockSparseAttention(nn.Module):
         out = self.to_o(self._branches(x, impl))
         return out if self.aligned else out.index_select(1, self.back)
 
-    def add_to(self, x: torch.Tensor, impl: str | None = None) -> None:
-        """Add that of the norm of x to x; without gradients."""
-        out = self._branches(x, impl, normed=True)
-        _add_product(x, out if self.aligned else out.index_select(1, self.back), self.to_o)
+    def add_to(self, total: torch.Tensor, x: torch.Tensor, impl: str | None = None) -> None:
+        """Add that of x to a total; without gradients."""
+        out = self._branches(x, impl)
+        _add_product(total, out if self.aligned else out.index_select(1, self.back), self.to_o)
 
-    def _branches(self, x: torch.Tensor, impl: str | None, normed: bool = False) -> torch.Tensor:
-        """Their gated sum, (batch, point, dim), of x or of its norm, points in the order of the blocks."""
+    def _branches(self, x: torch.Tensor, impl: str | None) -> torch.Tensor:
+        """Their gated sum, (batch, point, dim), points in the order of the blocks."""
         if not self.whole:
-            return self._gated(*self._apart(sum_norm(x, impl=impl) if normed else x, impl), impl).flatten(2)
-        gate, (compressed,), picked = self._attend(x, impl, True, normed)
+            return self._gated(*self._apart(x, impl), impl).flatten(2)
+        gate, (compressed,), picked = self._attend(x, impl, True)
         assert picked is not None
         near = self.stage.local_size
         return combine_selected(*picked, self.stage.block_size, gate, near, compressed, impl=impl).flatten(2)
@@ -798,65 +795,33 @@ class BlockSparseAttention(nn.Module):
         return gate, outputs
 
     def _attend(
-        self, x: torch.Tensor, impl: str | None, late: bool = False, normed: bool = False
+        self, x: torch.Tensor, impl: str | None, late: bool = False
     ) -> tuple[torch.Tensor, list[torch.Tensor], Picked | None]:
         """As `_apart`, with queries, keys, values and picked blocks instead of the selected branch, and with `late`
-        instead of the local one too; of x, or of its norm.
+        instead of the local one too.
         """
         s = self.stage
         x = x if self.aligned else x.index_select(1, self.order)
-        once = self._projected if late and not torch.is_grad_enabled() else self._stepwise
-        gate, heads, means = once(x, impl, normed)
+        weights = (m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp))
+        q, k, v, gate = _joined(x, *weights)
+        q, k, v = (t.unflatten(-1, (-1, s.head_dim)) for t in (q, k, v))  # (batch, point, head, d)
+        gate = gate.unflatten(-1, (s.num_heads, -1))  # (batch, point, head, branch)
+        (q, q_mean), (k, k_mean) = (rotate(t, self.cos, self.sin, s.block_size, impl=impl) for t in (q, k))
         # attention wants (batch, head, point, d)
-        (q, k, v), (q_mean, k_mean, v_mean) = ([t.transpose(1, 2) for t in ts] for ts in (heads, means))
+        q, k, q_mean, k_mean = (t.transpose(1, 2) for t in (q, k, q_mean, k_mean))
+        values, v = v, v.transpose(1, 2)
         outputs: list[torch.Tensor] = []
         picked: Picked | None = None
         if "local" in self.branches and not late:
             outputs.append(local_attention(q, k, v, s.local_size, impl=impl))
         if "compressed" in self.branches:
+            v_mean = block_means(values, s.block_size, impl=impl).transpose(1, 2)
             grouped = q_mean.unflatten(1, (s.num_kv_heads, -1))
             outputs.append(grouped_attention(grouped, k_mean, v_mean, s.head_dim**-0.5).flatten(1, 2))
         if "selected" in self.branches:
             indices = select_blocks(q_mean, k_mean, s.block_count, grouping=self.grouping, impl=impl)
             picked = (q, k, v, indices)
         return gate, [x.transpose(1, 2) for x in outputs], picked
-
-    def _stepwise(self, x: torch.Tensor, impl: str | None, normed: bool) -> Made:
-        """The gate's logits, (batch, point, head, branch), queries, keys and values, (batch, point, head, d), and the
-        means of these over blocks.
-        """
-        s = self.stage
-        x = sum_norm(x, impl=impl) if normed else x
-        q, k, v, gate = _joined(x, *self._maps())
-        q, k, v = (t.unflatten(-1, (-1, s.head_dim)) for t in (q, k, v))
-        (q, q_mean), (k, k_mean) = (rotate(t, self.cos, self.sin, s.block_size, impl=impl) for t in (q, k))
-        v_mean = block_means(v, s.block_size, impl=impl)
-        return gate.unflatten(-1, (s.num_heads, -1)), (q, k, v), (q_mean, k_mean, v_mean)
-
-    def _projected(self, x: torch.Tensor, impl: str | None, normed: bool) -> Made:
-        """The same in one step, best without gradients."""
-        s = self.stage
-        kv = s.num_kv_heads
-        rotated, rest, means = rotated_product(
-            x,
-            _stacked(self._maps(), x.device),
-            self.cos,
-            self.sin,
-            averaged=s.num_heads + 2 * kv,
-            size=s.block_size,
-            turned=s.num_heads + kv,
-            normed=normed,
-            impl=impl,
-        )
-        q, k = rotated.split([s.num_heads, kv], 2)
-        gates = s.num_heads * len(self.branches)
-        v, gate = rest[..., : kv * s.head_dim + gates].split([kv * s.head_dim, gates], -1)
-        q_mean, k_mean, v_mean = means.split([s.num_heads, kv, kv], 2)
-        heads = (q, k, v.unflatten(-1, (kv, s.head_dim)))
-        return gate.unflatten(-1, (s.num_heads, -1)), heads, (q_mean, k_mean, v_mean)
-
-    def _maps(self) -> list[torch.Tensor]:
-        return [m.weight for m in (self.to_q, self.to_k, self.to_v, self.to_strategy_combine_mlp)]
 
     def _gated(self, gate: torch.Tensor, outputs: list[torch.Tensor], impl: str | None) -> torch.Tensor:
         if len(outputs) == 3:
@@ -873,17 +838,12 @@ def _spare(width: int, device: torch.device) -> int:
 
 def _joined(x: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor]:
     """Several linear maps as one product; x may have more columns than they read, of zeros."""
-    joined = _stacked(weights, x.device)
-    joined = F.pad(joined, (0, x.shape[-1] - joined.shape[1])) if x.shape[-1] > joined.shape[1] else joined
     rows = [len(w) for w in weights]
-    return list(F.linear(x, joined).split([*rows, len(joined) - sum(rows)], -1))[: len(rows)]
-
-
-def _stacked(weights: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """One above the other, and zeros below where there are columns to add."""
-    spare = _spare(sum(map(len, weights)), device)
+    spare = _spare(sum(rows), x.device)
     pad = [weights[0].new_zeros(spare, weights[0].shape[1])] if spare else []
-    return torch.cat([*weights, *pad]) if len(weights) + len(pad) > 1 else weights[0]
+    joined = torch.cat([*weights, *pad]) if len(rows) + spare > 1 else weights[0]
+    joined = F.pad(joined, (0, x.shape[-1] - joined.shape[1])) if x.shape[-1] > joined.shape[1] else joined
+    return list(F.linear(x, joined).split([*rows, spare], -1))[: len(rows)]
 
 
 class Downsample(nn.Module):

@@ -1,6 +1,6 @@
 """What a hindcast costs: time and storage on 1, 8 and 64 GPUs, computed from measured rates, not measured.
 
-``python tests/benchmarks/hindcast_cost.py [--starts 700] [--members 48] [--leads 40] [--ms 25.4] …``
+``python tests/benchmarks/hindcast_cost.py [--starts 700] [--members 48] [--leads 40] [--ms 24.9] …``
 
 Prints the table of docs/large.md. Rates by default: a member and step of the full network in bfloat16 on an H200
 (docs/performance.md), and the size of stored fields over float32 (docs/large.md, field "GFS").
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=48)
     parser.add_argument("--leads", type=int, default=40)
     parser.add_argument("--channels", type=int, default=CHANNELS, help="that are kept")
-    parser.add_argument("--ms", type=float, default=25.4, help="of one member and step [ms]")
+    parser.add_argument("--ms", type=float, default=24.9, help="of one member and step [ms]")
     parser.add_argument("--overhead", type=float, default=0.1, help="of writing and all else, part of that")
     parser.add_argument("--packed", type=float, default=0.70, help="stored bytes over float32's, all bits")
     parser.add_argument("--packed-12", type=float, default=0.38, help="the same with keep_bits=12")

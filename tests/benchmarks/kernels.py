@@ -86,14 +86,6 @@ def cases() -> Iterator[Case]:
         yield f"block_means {(heads, d, size)}", partial(averaging, size), [x]
         yield f"combine {(heads, d, size)}", ops.combine, gates
         yield f"swiglu {heads * d}", ops.swiglu, [normal(2, 99, 2 * heads * d), normal(2, heads * d)]
-    for b, p, width, outputs, d, turned, averaged in [
-        (2, 512, 768, 1216, 64, 15, 18),
-        (1, 256, 200, 528, 32, 5, 9),
-        (3, 128, 64, 128, 64, 1, 2),
-    ]:
-        angle = torch.rand(p, d // 2, device=GPU)
-        inputs = [normal(b, p, width), normal(outputs, width) * width**-0.5]
-        yield f"rotated product {(b, p, width, outputs, d)}", partial(projecting, angle, turned, averaged), inputs
     # whole tiles, torn ones, of several samples, and too small for any
     for shape in ((2, 512, 768, 3072), (1, 1000, 200, 264), (3, 333, 1280, 136), (2, 50, 40, 20)):
         b, p, width, hidden = shape
@@ -135,16 +127,6 @@ def nearby(
 
 def rotating(angle: torch.Tensor, size: int, x: torch.Tensor, impl: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     return ops.rotate(x, angle.cos(), angle.sin(), size, impl=impl)
-
-
-def projecting(
-    angle: torch.Tensor, turned: int, averaged: int, *x: torch.Tensor, impl: str | None
-) -> tuple[torch.Tensor, ...]:
-    """With gradients and without, which is another kernel; of the norm too."""
-    call = partial(ops.rotated_product, *x, angle.cos(), angle.sin(), averaged, 128, turned=turned, impl=impl)
-    with torch.no_grad():
-        alone = [t for normed in (False, True) for t in call(normed=normed)]
-    return *call(), *alone
 
 
 def averaging(size: int, x: torch.Tensor, impl: str | None) -> torch.Tensor:

@@ -9,7 +9,6 @@ from .ops import gated_product as gated_product
 from .ops import local_attention as local_attention
 from .ops import neighbor_attention as neighbor_attention
 from .ops import rotate as rotate
-from .ops import rotated_product as rotated_product
 from .ops import select_blocks as select_blocks
 from .ops import selected_attention as selected_attention
 from .ops import sum_norm as sum_norm

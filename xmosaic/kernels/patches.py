@@ -19,8 +19,8 @@ import triton.language as tl
 from .selected import last_dense
 from .sharing import TARGETS, Patches
 
-# Into how many programs the heads of a patch are dealt, at most; sources for each warp; heads on their way at once.
-_PARTS, _SOURCES, _STAGES = 4, 32, 3
+# Sources for each warp of a program. One program for all heads, without fetching ahead, was the fastest on an H200.
+_SOURCES = 32
 
 
 @triton.jit
@@ -65,16 +65,14 @@ def _patched(
     targets,
     scale_log2,
     HEADS: tl.constexpr,
-    PARTS: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     N: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """Some heads of a patch. Tables of a patch that is a single piece stay in registers for all of them."""
+    """All heads of a patch. Tables of a patch that is a single piece stay in registers for all of them."""
     KIND: tl.constexpr = value_ptr.dtype.element_ty
-    patch, part, batch = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS, tl.program_id(1).to(tl.int64)
+    patch, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, cols = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     target = tl.load(order_ptr + patch * ROWS + row).to(tl.int64)
     first, last = tl.load(first_ptr + patch), tl.load(first_ptr + patch + 1)
@@ -82,10 +80,9 @@ def _patched(
     projection_ptr += batch * projection_b
     value_ptr += batch * value_b
     out_row = out_ptr + ((batch * targets + target) * (HEADS * D))[:, None] + cols[None, :]
-    begin = part * (HEADS // PARTS)
     if last == first + 1:
         source, linked, direction = _piece(source_ptr, links_ptr, direction_ptr, first, ROWS, N)
-        for head in tl.range(begin, begin + HEADS // PARTS, num_stages=STAGES):
+        for head in range(HEADS):
             v = tl.load(
                 value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0
             )
@@ -97,7 +94,7 @@ def _patched(
             mean = tl.dot(weight.to(KIND), v) / total[:, None]
             tl.store(out_row + head * D, mean.to(KIND), mask=exists[:, None] & has_col)
     else:
-        for head in range(begin, begin + HEADS // PARTS):
+        for head in range(HEADS):
             peak = tl.full((ROWS,), -1e30, tl.float32)
             total = tl.zeros((ROWS,), tl.float32)
             acc = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -132,13 +129,11 @@ def _attend(
 ) -> torch.Tensor:
     batch, _, heads, d = value.shape
     out = value.new_empty(batch, targets, heads, d)
-    parts = max(n for n in range(1, _PARTS + 1) if heads % n == 0)
     strides = (*projection.stride()[:3], *value.stride()[:3])
-    constants = {"HEADS": heads, "PARTS": parts, "D": d, "WIDTH": max(16, triton.next_power_of_2(d))}
+    constants = {"HEADS": heads, "D": d, "WIDTH": max(16, triton.next_power_of_2(d))}
     constants |= {"ROWS": TARGETS, "N": source.shape[1], "num_warps": source.shape[1] // _SOURCES}
-    constants |= {"STAGES": min(_STAGES, heads // parts)}
     tensors = (order, first, source, links, direction, projection, value, out)
-    _patched[(parts * (len(first) - 1), batch)](*tensors, *strides, targets, scale / math.log(2), **constants)
+    _patched[(len(first) - 1, batch)](*tensors, *strides, targets, scale / math.log(2), **constants)
     return out
 
 

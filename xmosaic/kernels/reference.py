@@ -174,22 +174,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, size: int) -> 
     return rotated, block_means(rotated, size)
 
 
-def rotated_product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    turned: int,
-    averaged: int,
-    size: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    d = 2 * cos.shape[1]
-    heads, rest = F.linear(x, weight).split([turned * d, len(weight) - turned * d], -1)
-    rotated, means = rotate(heads.unflatten(-1, (turned, d)), cos, sin, size)
-    more = rest[..., : (averaged - turned) * d].unflatten(-1, (averaged - turned, d))
-    return rotated, rest, torch.cat([means, block_means(more, size)], 2)
-
-
 def block_means(x: torch.Tensor, size: int) -> torch.Tensor:
     return x.unflatten(1, (-1, size)).mean(2)
 
