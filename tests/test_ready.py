@@ -125,6 +125,16 @@ def test_rounded_weights_follow_the_network():
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(half._copy.parameters(), model.parameters(), strict=True))
 
 
+def test_what_a_recording_reads_beside_weights_and_tables_is_held(shelf):
+    """A network that goes to another device and comes back makes its patches anew, maybe where the old ones were."""
+    model = network()
+    layer = model.interp_to_hp
+    patches = layer.shared.of(layer.direction, layer.neighbors)
+    first, _ = lent(shelf, model)
+    layer.shared.patches = None
+    assert shelf._kept[FIRST]._held[0] is patches and shelf._kept[FIRST].step is first
+
+
 def test_two_forecasts_at_once_have_a_step_each(shelf):
     model = network()
     with shelf.lend(model, FIRST, WIDE) as one, shelf.lend(model, FIRST, WIDE) as two:

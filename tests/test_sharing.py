@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import said_by_triton
 
 from xmosaic.kernels import Shared, neighbor_attention, share_neighbors
 from xmosaic.model import Mosaic, MosaicConfig, StageConfig
@@ -146,3 +148,35 @@ def test_the_network_takes_them_where_there_is_no_way_back():
     assert all(layer.shared.patches is not None for layer in layers)
     torch.testing.assert_close(got, with_gradients.detach(), rtol=2e-2, atol=2e-2)
     assert all(m.shared.patches is None for m in (copy.deepcopy(network).interp_to_hp,))
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xmosaic.kernels import patches, selection
+
+def made(kernel, kinds, constants, warps):
+    names = kernel.arg_names
+    kind = lambda n: "constexpr" if n in constants else kinds.get(n, "*bf16" if n.endswith("_ptr") else "i32")
+    values = {(names.index(n),): v for n, v in constants.items()}
+    source = ASTSource(kernel, {n: kind(n) for n in names}, values)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=warps))
+
+tables = dict.fromkeys(["order_ptr", "first_ptr", "source_ptr", "links_ptr"], "*i32")
+tables |= {"direction_ptr": "*fp32", "projection_ptr": "*i64", "scale_log2": "fp32"}
+for length in (64, 128):
+    sizes = dict(HEADS=12, D=64, WIDTH=64, ROWS=16, N=length)
+    print(length, "mma" in made(patches._patched, tables, sizes, length // patches._SOURCES).asm["ptx"])
+for width, count, part in ((512, 24, 32), (128, 12, 64), (32, 4, 64)):
+    sizes = dict(COUNT=count, GROUP=4, STRIDED=True, D=64, PART=part, ROWS=16, WIDTH=width)
+    found = made(selection._select, {"out_ptr": "*i64"}, sizes, max(1, min(selection._WARPS, width // 32)))
+    # more shared memory than a multiprocessor has would fail at the launch
+    print(width, "mma" in found.asm["ptx"], found.metadata.shared <= 232448)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles for GPUs on Linux alone")
+def test_kernels_without_a_way_back_compile_for_hopper(tmp_path):
+    said = said_by_triton(COMPILE, tmp_path).split("\n")[:5]
+    assert said == ["64 True", "128 True", "512 True True", "128 True True", "32 True True"]
