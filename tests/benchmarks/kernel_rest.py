@@ -25,9 +25,12 @@ from xmosaic.kernels import (
     combine,
     combine_selected,
     gates,
+    reference,
     rotary,
     rotate,
+    select_blocks,
     selected_attention,
+    selection,
     sum_norm,
 )
 
@@ -269,8 +272,35 @@ def branches(members: int) -> None:
 
 
 @torch.inference_mode()
+# ---- choice of blocks ----
+
+
+def choices(members: int) -> None:
+    """Scores, their mean over the group and the largest of them, in steps and in one kernel, cut in several ways."""
+    for points, _, heads, kv_heads, count in STAGES:
+        means = [made(members, points // 128, n, 64).transpose(1, 2) for n in (heads, kv_heads)]
+        exact = reference.select_blocks(*(x.double() for x in means), count, "strided").sort(-1).values
+        before = partial(reference.select_blocks, *means, count, "strided")
+        now = partial(select_blocks, *means, count, grouping="strided", impl="triton")
+        same = float((now() == exact).float().mean())
+        if same < 0.999:
+            print(f"choice of blocks, {points} points: WRONG, {same:.1%} are those of float64", flush=True)
+            continue
+        kept = selection._WARPS, selection._KEYS
+        cells = []
+        for warps in (2, 4, 8):
+            for keys in (16384, 32768, 65536):
+                selection._WARPS, selection._KEYS = warps, keys
+                cells.append(f"{warps} warps, {keys // 1024} kB {median(now, 100):.3f}")
+        selection._WARPS, selection._KEYS = kept
+        words = f"{median(before, 100):.3f} ms before, {median(now, 100):.3f} now"
+        print(
+            f"choice of blocks, {points} points: {words}, {same:.2%} those of float64; {'; '.join(cells)}", flush=True
+        )
+
+
 def rest(members: str = "8") -> None:
     """Every step of a forecast that was bound by memory, as it was and as it is, at the sizes of the `era5` network."""
-    for part in (norms, rotations, residuals, branches):
+    for part in (norms, rotations, residuals, branches, choices):
         part(int(members))
         torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ from .selected import last_dense
 
 # Query blocks of a program, and the most key blocks whose scores it holds: 128 registers of a thread.
 _ROWS, _MOST, _WARPS = 16, 1024, 4
-# Bytes of keys that a product reads. Both found on an H200 by tests/benchmarks/kernels.py rest.
+# Bytes of keys that a product reads. It and the warps were found on an H200 by tests/benchmarks/kernels.py rest.
 _KEYS = 32768
 
 
