@@ -110,7 +110,7 @@ def test_sum_of_the_branches(shape, dtype, launches):
     assert [(name, options["GATED"]) for name, options in launches] == [("_forward", True)]
 
 
-WAYS = [{"first": f, "tma": t} for f in (0, 16) for t in (False, True)]
+WAYS = [{"sample": n, "tma": t} for n in (0, 16) for t in (False, True)]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -162,8 +162,8 @@ def test_the_local_branch_is_made_beside_the_selected_one(shape, size, dtype, la
 
 def test_large_logits_of_near_keys_begin_the_kernel_anew(monkeypatch):
     (q, k, v, logits, _, compressed), picked = branches(25, 1, 1, 2, 4, 32, 32, 3)
-    for first in (0, 16):
-        tiles = tuple(t._replace(first=first) for t in selected._TILES["forward"])
+    for sample in (0, 16):
+        tiles = tuple(t._replace(sample=sample) for t in selected._TILES["forward"])
         monkeypatch.setitem(selected._TILES, "forward", tiles)
         selected._tiles.cache_clear()
         try:
@@ -492,7 +492,7 @@ def made(kernel, fixed, known=(), **options):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 tiles = selected._tiles("forward", 2, 64, 512, 128, True)
-fixed = dict(GROUP=4, SIZE=128, D=64, WIDTH=64, PRECISION="ieee", EXACT=False, FIRST=tiles.first, TMA=tiles.tma)
+fixed = dict(GROUP=4, SIZE=128, D=64, WIDTH=64, PRECISION="ieee", EXACT=False, SAMPLE=tiles.sample, TMA=tiles.tma)
 fixed |= dict(M=tiles.rows, N=tiles.keys)
 known = dict.fromkeys(["k_ptr", "v_ptr"], f"tensordesc<bf16[1,1,{tiles.keys},64]>")
 plain, sums = (

@@ -141,10 +141,10 @@ def tiles():
 
 
 WAYS = [
-    {"first": 0, "tma": False},
-    {"first": 16, "tma": False},
-    {"first": 0, "tma": True},
-    {"first": 16, "tma": True},
+    {"sample": 0, "tma": False},
+    {"sample": 16, "tma": False},
+    {"sample": 0, "tma": True},
+    {"sample": 16, "tma": True},
 ]
 
 
@@ -368,7 +368,7 @@ for name in ("forward", "query", "key"):
         tiles = selected._tiles(name, 2, 64, 512, 128, whole)
         options = dict(num_warps=tiles.warps, num_stages=tiles.stages)
         options |= dict(maxnreg=tiles.registers) if tiles.registers else {}
-        more = dict(FIRST=tiles.first, GATED=False, NEAR=0) if name == "forward" else {}
+        more = dict(SAMPLE=tiles.sample, GATED=False, NEAR=0) if name == "forward" else {}
         more |= dict(M=tiles.rows, N=tiles.keys, TMA=tiles.tma)
         fetched = () if not tiles.tma else ("q_ptr", "grad_ptr") if name == "key" else ("k_ptr", "v_ptr")
         length = tiles.rows if name == "key" else tiles.keys

@@ -39,10 +39,10 @@ from xmosaic.model import PUBLISHED, Mosaic
 Tiles = selected._Tiles
 
 FORWARD = (
-    *(Tiles(128, 128, 4, 3, None, first, tma) for first in (0, 16) for tma in (False, True)),
-    *(Tiles(128, 128, 8, stages, 128, first, True) for stages in (2, 3) for first in (16, 0)),
+    *(Tiles(128, 128, 4, 3, None, sample, tma) for sample in (0, 16) for tma in (False, True)),
+    *(Tiles(128, 128, 8, stages, 128, sample, True) for stages in (2, 3) for sample in (16, 0)),
     *(Tiles(64, 128, 4, stages, registers, 16, True) for stages in (2, 3) for registers in (None, 168, 128)),
-    *(Tiles(64, 128, 4, 2, None, first, True) for first in (32, 64, 128)),
+    *(Tiles(64, 128, 4, 2, None, sample, True) for sample in (32, 64, 128)),
     *(Tiles(128, 64, 8, stages, 128, 16, True) for stages in (3, 4)),
     Tiles(64, 64, 4, 4, None, 16, True),
 )
@@ -65,7 +65,7 @@ BACKWARD = {
 
 def named(tiles: Tiles) -> str:
     words = [f"{tiles.rows} x {tiles.keys}, {tiles.warps} warps, {tiles.stages} deep"]
-    words += [f"peak of {tiles.first} keys"] * (tiles.first > 0) + ["fetched whole"] * tiles.tma
+    words += [f"peak of {tiles.sample} keys"] * (tiles.sample > 0) + ["fetched whole"] * tiles.tma
     return ", ".join(words + ([f"{tiles.registers} registers"] if tiles.registers else []))
 
 

@@ -90,13 +90,19 @@ def _sampled(
     NEAR: tl.constexpr,
     SAMPLE: tl.constexpr,
 ):
-    """The greatest logit of the first few keys, of each row, or where weights that are relative to it have room."""
+    """The greatest logit of some keys, of each row, or where weights that are relative to it have room.
+
+    The keys are from all over the list: of a trained network those that lie together are alike.
+    """
     cols = tl.arange(0, WIDTH)
-    key, exists = _keys_of(idx_ptr, start, 0, tl.arange(0, SAMPLE), count, SIZE, SAMPLE, False, NEAR)
-    k = _load(sample_ptr + (key * k_p)[:, None] + cols[None, :], exists, cols < D, SIZE % SAMPLE == 0 and D == WIDTH)
+    total = count * SIZE
+    position = tl.arange(0, SAMPLE) * total // SAMPLE + total // SAMPLE // 2
+    if NEAR:
+        key = start.to(tl.int64) + position
+    else:
+        key = tl.load(idx_ptr + position // SIZE).to(tl.int64) * SIZE + position % SIZE
+    k = tl.load(sample_ptr + (key * k_p)[:, None] + cols[None, :], mask=(cols < D)[None, :], other=0.0)
     s = tl.dot(q, k.T, input_precision=PRECISION)
-    if SIZE % SAMPLE != 0:
-        s = tl.where(exists[None, :], s, float("-inf"))
     # float16 ends at 2**16: begin lower
     return tl.max(s, 1) * scale_log2 + (6.0 if q.dtype == tl.float16 else 0.0)
 
@@ -122,20 +128,20 @@ def _sweep(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
-    FIRST: tl.constexpr,
+    SAMPLE: tl.constexpr,
     TMA: tl.constexpr,
     NEAR: tl.constexpr,
 ):
     """Weighted sum of values, sum of weights, and the logit at which a weight is 1, of each row.
 
-    With `FIRST` that is the greatest logit of so many first keys, which the rest may pass.
+    With `SAMPLE` that is the greatest logit of so many keys, which the rest may pass.
     """
     WHOLE_N: tl.constexpr = SIZE % N == 0 and D == WIDTH
     cols = tl.arange(0, WIDTH)
     keys = tl.arange(0, N)
     acc = tl.zeros((M, WIDTH), tl.float32)
-    if FIRST:
-        peak = _sampled(q, sample_ptr, idx_ptr, start, k_p, count, scale_log2, SIZE, D, WIDTH, PRECISION, NEAR, FIRST)
+    if SAMPLE:
+        peak = _sampled(q, sample_ptr, idx_ptr, start, k_p, count, scale_log2, SIZE, D, WIDTH, PRECISION, NEAR, SAMPLE)
         total = tl.zeros((M, 8), tl.float32)
     else:
         peak = tl.full((M,), float("-inf"), tl.float32)
@@ -146,7 +152,7 @@ def _sweep(
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if SIZE % N != 0:
             s = tl.where(exists[None, :], s, float("-inf"))
-        if FIRST:
+        if SAMPLE:
             p = tl.exp2(s * scale_log2 - peak[:, None])
             total += tl.sum(tl.reshape(p, (M, N // 8, 8)), 1)
         else:
@@ -158,7 +164,7 @@ def _sweep(
             peak = higher
         v = _tile(v_ptr, v_p, batch, head, key, exists, cols, D, N, WHOLE_N, TMA)
         acc = _plus(acc, p.to(v.dtype), v, PRECISION, EXACT)
-    if FIRST:
+    if SAMPLE:
         return acc, tl.sum(total, 1), peak
     else:
         return acc, total, peak
@@ -185,7 +191,7 @@ def _attended(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
-    FIRST: tl.constexpr,
+    SAMPLE: tl.constexpr,
     TMA: tl.constexpr,
     NEAR: tl.constexpr,
 ):
@@ -193,14 +199,14 @@ def _attended(
     # fmt: off
     acc, total, peak = _sweep(
         q, sample_ptr, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
-        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, NEAR,
+        SIZE, D, M, N, WIDTH, PRECISION, EXACT, SAMPLE, TMA, NEAR,
     )
-    if FIRST:  # noqa: SIM102
+    if SAMPLE:  # noqa: SIM102
         # more than the operands can hold, or NaN: once again, the long way
         if tl.max((total < (6e4 if q.dtype == tl.float16 else 1e30)).to(tl.int32) ^ 1, 0) > 0:
             acc, total, peak = _sweep(
                 q, sample_ptr, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, count, scale_log2, batch, head,
-                SIZE, D, M, N, WIDTH, PRECISION, EXACT, False, TMA, NEAR,
+                SIZE, D, M, N, WIDTH, PRECISION, EXACT, 0, TMA, NEAR,
             )
     # fmt: on
     return acc / total[:, None] if EXACT else acc * (1.0 / total)[:, None], total, peak
@@ -251,7 +257,7 @@ def _forward(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
-    FIRST: tl.constexpr,
+    SAMPLE: tl.constexpr,
     TMA: tl.constexpr,
     GATED: tl.constexpr,
     NEAR: tl.constexpr,
@@ -284,7 +290,7 @@ def _forward(
         start = block * SIZE // (NEAR * SIZE) * (NEAR * SIZE)
         near = _attended(
             q, sample_ptr, k_ptr, v_ptr, idx_ptr, start, k_p, v_p, NEAR, scale_log2, sample, head,
-            SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, True,
+            SIZE, D, M, N, WIDTH, PRECISION, EXACT, SAMPLE, TMA, True,
         )
         # fmt: on
         tl.store(local_tile, near[0].to(local_ptr.dtype.element_ty), mask=has_row[:, None] & has_col[None, :])
@@ -292,7 +298,7 @@ def _forward(
     # fmt: off
     out, total, peak = _attended(
         q, sample_ptr, k_ptr, v_ptr, idx_ptr, 0, k_p, v_p, count, scale_log2, sample, head,
-        SIZE, D, M, N, WIDTH, PRECISION, EXACT, FIRST, TMA, False,
+        SIZE, D, M, N, WIDTH, PRECISION, EXACT, SAMPLE, TMA, False,
     )
     # fmt: on
     if GATED:
@@ -511,7 +517,7 @@ def _backward_key(
 class _Tiles(NamedTuple):
     """Rows and keys of a program, its warps, the depth of its pipeline, and the registers of a thread.
 
-    Weights are relative to the greatest logit of so many first keys, if `first` isn't 0, see `_sweep`; with `tma` the
+    Weights are relative to the greatest logit of so many keys, if `sample` isn't 0, see `_sweep`; with `tma` the
     hardware fetches whole tiles by itself, where they lie so that it can.
     """
 
@@ -520,13 +526,13 @@ class _Tiles(NamedTuple):
     warps: int
     stages: int
     registers: int | None = None
-    first: int = 0
+    sample: int = 0
     tma: bool = False
 
 
 # Found on an H200 by tests/benchmarks/kernels.py; 16-bit operands up to 64 wide, then wider ones, then float32.
 _TILES = {
-    "forward": (_Tiles(64, 128, 4, 2, None, 16, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
+    "forward": (_Tiles(64, 128, 4, 2, None, 32, True), _Tiles(128, 64, 8, 3), _Tiles(32, 32, 4, 2)),
     "query": (_Tiles(64, 64, 4, 2, None, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
     "key": (_Tiles(64, 64, 4, 3, 168, 0, True), _Tiles(64, 64, 8, 2), _Tiles(32, 32, 4, 2)),
 }
@@ -576,7 +582,7 @@ def _constants(
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
         "maxnreg": tiles.registers,
-    } | ({"FIRST": tiles.first} if kind == "forward" else {})
+    } | ({"SAMPLE": tiles.sample} if kind == "forward" else {})
 
 
 def _described(tiles: _Tiles, length: int, *fetched: torch.Tensor) -> tuple[Any, ...]:
