@@ -129,7 +129,7 @@ def test_patches_are_made_once_and_copies_begin_anew(monkeypatch):
     assert kept.of(direction, moved) is not first
 
 
-def test_the_network_takes_them_where_there_is_no_way_back():
+def test_the_layers_take_them_where_there_is_no_way_back():
     heads = {"num_heads": 2, "num_kv_heads": 1, "local_size": 4, "block_size": 4, "block_count": 2}
     config = MosaicConfig(
         (StageConfig(nside=2, dim=16, **heads),),
@@ -138,16 +138,14 @@ def test_the_network_takes_them_where_there_is_no_way_back():
         num_neighbors=4,
     )
     network = Mosaic(config, np.arange(6) * 60.0, np.linspace(-90, 90, 4)).half().to(DEVICE)
-    layers = network.interp_to_hp, network.interp_to_ll
-    inputs = [x.to(DEVICE).half() for x in (torch.randn(1, 2, 2, 6, 4, 3), torch.rand(1, 2), torch.randn(1, 2, 32))]
-    network.impl = "triton"
-    with_gradients = network(*inputs)
-    assert all(layer.shared.patches is None for layer in layers)
-    with torch.no_grad():
-        got = network(*inputs)
-    assert all(layer.shared.patches is not None for layer in layers)
-    torch.testing.assert_close(got, with_gradients.detach(), rtol=2e-2, atol=2e-2)
-    assert all(m.shared.patches is None for m in (copy.deepcopy(network).interp_to_hp,))
+    for layer, sources in ((network.interp_to_hp, 24), (network.interp_to_ll, 48)):
+        x = torch.randn(2, sources, 16, generator=torch.Generator().manual_seed(6)).half().to(DEVICE)
+        with_gradients = layer(x, "triton").detach()
+        assert layer.shared.patches is None
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x, "triton"), with_gradients, rtol=2e-2, atol=2e-2)
+            assert layer.shared.patches is not None
+            assert copy.deepcopy(layer).shared.patches is None
 
 
 COMPILE = """
@@ -168,7 +166,7 @@ tables |= {"direction_ptr": "*fp32", "projection_ptr": "*i64", "scale_log2": "fp
 for length in (64, 128):
     sizes = dict(HEADS=12, D=64, WIDTH=64, ROWS=16, N=length)
     print(length, "mma" in made(patches._patched, tables, sizes, length // patches._SOURCES).asm["ptx"])
-for width, count, part in ((512, 24, 32), (128, 12, 64), (32, 4, 64)):
+for width, count, part in ((512, 24, 32), (32, 4, 64)):
     sizes = dict(COUNT=count, GROUP=4, STRIDED=True, D=64, PART=part, ROWS=16, WIDTH=width)
     found = made(selection._select, {"out_ptr": "*i64"}, sizes, max(1, min(selection._WARPS, width // 32)))
     # more shared memory than a multiprocessor has would fail at the launch
@@ -178,5 +176,5 @@ for width, count, part in ((512, 24, 32), (128, 12, 64), (32, 4, 64)):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles for GPUs on Linux alone")
 def test_kernels_without_a_way_back_compile_for_hopper(tmp_path):
-    said = said_by_triton(COMPILE, tmp_path).split("\n")[:5]
-    assert said == ["64 True", "128 True", "512 True True", "128 True True", "32 True True"]
+    said = said_by_triton(COMPILE, tmp_path).split("\n")[:4]
+    assert said == ["64 True", "128 True", "512 True True", "32 True True"]
