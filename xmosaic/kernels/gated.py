@@ -165,7 +165,7 @@ class _Tiles(NamedTuple):
 
 # The fastest of those that `python tests/benchmarks/kernels.py gated` compares on an H200.
 _TILES = _Tiles(128, 128, 64, 8, 4, tanh=True)
-# In 8 bits, by `eight:gates`.
+# In 8 bits, by `eight`.
 _ROWS_TILES = _Tiles(128, 64, 128, 4, 3, programs=2, tanh=True)
 
 

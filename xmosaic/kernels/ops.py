@@ -211,7 +211,7 @@ def select_blocks(
     if choose(impl, query, key) == "triton":
         from . import selection
 
-        if selection.fits(query, key):
+        if selection.fits(key):
             with torch.cuda.device_of(query):
                 return selection.select_blocks(query, key, block_count, grouping)
     return reference.select_blocks(query, key, block_count, grouping)

@@ -36,6 +36,12 @@ def _logits(direction, projection_ptr, source, source_p, linked, scale_log2, KIN
 
 
 @triton.jit
+def _values(value_ptr, source, value_p, D: tl.constexpr, WIDTH: tl.constexpr):
+    cols = tl.arange(0, WIDTH)
+    return tl.load(value_ptr + (source * value_p)[:, None] + cols[None, :], mask=(cols < D)[None, :], other=0.0)
+
+
+@triton.jit
 def _piece(source_ptr, links_ptr, direction_ptr, piece, ROWS: tl.constexpr, N: tl.constexpr):
     """Sources of a piece, who is linked to them, and the three components of the directions."""
     row, slot = tl.arange(0, ROWS), tl.arange(0, N)
@@ -83,9 +89,7 @@ def _patched(
     if last == first + 1:
         source, linked, direction = _piece(source_ptr, links_ptr, direction_ptr, first, ROWS, N)
         for head in range(HEADS):
-            v = tl.load(
-                value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0
-            )
+            v = _values(value_ptr + head * value_h, source, value_p, D, WIDTH)
             p_ptr = projection_ptr + head * projection_h
             logit = _logits(direction, p_ptr, source, projection_p, linked, scale_log2, KIND)
             weight = tl.where(linked, tl.exp2(logit - tl.max(logit, 1)[:, None]), 0.0)
@@ -100,9 +104,7 @@ def _patched(
             acc = tl.zeros((ROWS, WIDTH), tl.float32)
             for piece in range(first, last):
                 source, linked, direction = _piece(source_ptr, links_ptr, direction_ptr, piece, ROWS, N)
-                v = tl.load(
-                    value_ptr + head * value_h + (source * value_p)[:, None] + cols[None, :], mask=has_col, other=0.0
-                )
+                v = _values(value_ptr + head * value_h, source, value_p, D, WIDTH)
                 p_ptr = projection_ptr + head * projection_h
                 logit = _logits(direction, p_ptr, source, projection_p, linked, scale_log2, KIND)
                 higher = tl.maximum(peak, tl.max(logit, 1))

@@ -79,8 +79,8 @@ def _select(
     tl.store(out_ptr + out_row[:, None] + at, index.to(tl.int64), mask=has_row[:, None] & (taken > 0))
 
 
-def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether the scores of a query block can be held."""
+def fits(key: torch.Tensor) -> bool:
+    """Whether the scores of a query block with all of these can be held."""
     return key.shape[2] <= _MOST
 
 
