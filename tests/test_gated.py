@@ -355,6 +355,11 @@ def row_case(seed, batch, points, dim, hidden):
     return quantise_rows(x, impl="reference"), quantise_rows(weight, impl="reference"), weight, shift
 
 
+def bounds(weight, shift):
+    bound = gate_bound(weight, shift is not None)
+    return bound.whole, bound.growth(shift)
+
+
 def meant(rows, bound):
     return rows.values.double() * rows.scale * bound
 
@@ -368,7 +373,7 @@ def test_rows_are_those_of_the_formula(shape, shifted, tanh, row_launches, monke
     monkeypatch.setattr(gated, "_ROWS_TILES", gated._ROWS_TILES._replace(tanh=tanh))
     x, first, weight, shift = row_case(20, *shape)
     shift = shift if shifted else None
-    bound, growth = gate_bound(weight, shift)
+    bound, growth = bounds(weight, shift)
     got = gated_rows(x, first, bound, growth, shift, impl="triton")
     assert len(row_launches) == (HOPPER and shape[1] != 21)
     other = gated_rows(x, first, bound, growth, shift, impl="reference")
@@ -395,7 +400,7 @@ def test_no_gated_output_passes_its_bound(seed, dim, power, aligned):
         weight[16:] = weight[:16]
         x[:, :8] = weight[:8]
     x, shift = F.rms_norm(x, x.shape[-1:]), shift * 10**power
-    bound, growth = gate_bound(weight, shift)
+    bound, growth = bounds(weight, shift)
     exact = swiglu(x.double() @ weight.double().T, shift.double(), impl="reference")
     assert (exact.abs() <= bound * growth.view(-1, 1, 1)).all()
     assert (product_bound(weight) <= 1.13 * weight.norm(dim=1) * (16 * dim) ** 0.5).all()
@@ -416,7 +421,7 @@ def test_rows_of_no_numbers_and_outputs_without_weights(row_launches):
     values = (x.values.float() * x.scale).clone()
     values[0, 4, 1], values[0, 9, 2] = torch.nan, torch.inf
     x, first = quantise_rows(values, impl="reference"), quantise_rows(weight, impl="reference")
-    bound, growth = gate_bound(weight, shift)
+    bound, growth = bounds(weight, shift)
     # Triton's interpreter makes numbers of NaN
     for impl in ("triton", "reference") if DEVICE == "cuda" else ("reference",):
         got = gated_rows(x, first, bound, growth, shift, impl=impl).values.float()
@@ -429,10 +434,10 @@ def test_rows_of_no_numbers_and_outputs_without_weights(row_launches):
 def test_rows_of_a_sample_do_not_know_the_others(row_launches):
     x, first, weight, shift = row_case(22, 3, 16, 32, 16)
     shift[1] *= 50
-    bound, growth = gate_bound(weight, shift)
+    bound, growth = bounds(weight, shift)
     together = gated_rows(x, first, bound, growth, shift, impl="triton")
     for i in range(3):
-        one = gate_bound(weight, shift[i : i + 1])
+        one = bounds(weight, shift[i : i + 1])
         part = Rows(x.values[i : i + 1], x.scale[i : i + 1])
         alone = gated_rows(part, first, *one, shift[i : i + 1], impl="triton")
         assert torch.equal(alone.values.float(), together.values[i : i + 1].float())
@@ -461,7 +466,7 @@ def test_the_layer_in_eight_bits_is_as_exact_with_bounds_as_with_largest_numbers
 def test_rows_stand_in_a_compiled_graph(row_launches):
     """Their schema is not checked: that needs arithmetic, which PyTorch lacks for 8 bits on a CPU."""
     x, first, weight, shift = row_case(24, 2, 16, 32, 16)
-    growth = 1 / gate_bound(weight, shift)[1]
+    growth = 1 / bounds(weight, shift)[1]
     for one in (shift, None):
         args = (x.values, first.values, x.scale, first.scale, growth, one)
         torch.library.opcheck(gated._gated_rows_op, args, test_utils="test_faketensor")

@@ -19,6 +19,7 @@ from xmosaic.kernels import (
     local_attention,
     multiply_rows,
     neighbor_attention,
+    norm_rows,
     quantise_rows,
     reference,
     require_float8,
@@ -473,6 +474,8 @@ def test_fused_rows_are_those_of_the_plain_operation():
     expected = quantise_rows(add_norm(x, update)[1], impl="reference")
     torch.testing.assert_close(got.scale, expected.scale)
     assert torch.equal(got.values.float(), expected.values.float())
+    alone = norm_rows(x + update, impl="reference")
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(alone, got, strict=True))
 
 
 def test_eight_bits_are_never_taken_where_they_are_not():

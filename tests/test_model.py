@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -784,6 +785,29 @@ def test_feed_forward_in_eight_bits_is_off_by_their_rounding():
             assert layer.from_rows(quantise_rows(x, impl="reference"), z, "reference").dtype == torch.bfloat16
     assert got.dtype == torch.float32
     assert 0.005 <= (got - expected).norm() / expected.norm() <= 0.1
+
+
+def test_weights_kept_in_eight_bits_give_the_bits_of_those_rounded_at_each_step():
+    """In the memory of the first ones, which a recording reads."""
+    net = network(stages=(dataclasses.replace(STAGE, dim=32),), bottleneck=dataclasses.replace(LAST, dim=48))
+    net.impl = "reference"
+    inputs = torch.randn(1, 2, 2, 12, 7, 3), torch.rand(1, 2), torch.randn(1, 2, 32)
+    used = copy.deepcopy(net).use_float8()
+    layer, places = used.bottleneck.blocks[0].ffn, []
+    with torch.no_grad():
+        for _ in range(2):
+            used.keep_float8(net)
+            expected = net.use_float8()(*inputs)
+            assert torch.equal(used(*inputs), expected)
+            assert not torch.equal(net.use_float8(False)(*inputs), expected)
+            places.append(layer._kept.first.values.data_ptr())
+            for p in net.parameters():
+                p.mul_(1.1)
+            used.load_state_dict(net.state_dict())
+        assert places[0] == places[1]
+        expected = net.use_float8()(*inputs)
+        assert not torch.equal(used(*inputs), expected)  # kept is kept
+        assert torch.equal(used.use_float8()(*inputs), expected)
 
 
 def test_eight_bits_are_refused_where_they_can_not_be():

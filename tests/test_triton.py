@@ -23,6 +23,7 @@ from xmosaic.kernels import (
     combine,
     local_attention,
     neighbor_attention,
+    norm_rows,
     quantise_rows,
     rotate,
     selected_attention,
@@ -66,7 +67,8 @@ def assert_as_good_as_reference(function, inputs, dtype):
     for value, got, other in zip(exact, ours, theirs, strict=True):
         assert got.dtype == dtype
         error, allowed = ((x.double() - value).norm() for x in (got, other))
-        assert error <= max(2 * allowed, 4 * torch.finfo(dtype).eps * value.norm())
+        # what is nothing, as the gradient of a single weight, is a difference of numbers of about one
+        assert error <= max(2 * allowed, 4 * torch.finfo(dtype).eps * max(value.norm(), 1))
 
 
 def attention_case(seed, batch, heads, group, blocks, size, d, count):
@@ -271,6 +273,7 @@ def test_rows_in_eight_bits(width, dtype):
     (total, got), (same, expected) = (add_norm_rows(x, update, impl=impl) for impl in kinds)
     torch.testing.assert_close(total, same, equal_nan=True)
     assert_same_rows(got, expected)
+    assert_same_rows(*(norm_rows(x, impl=impl) for impl in kinds))
 
 
 def test_the_network_is_the_same_either_way():

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from . import healpix
 from .errors import ArgumentError, explain
 from .kernels import (
+    GateBound,
     Rows,
     Shared,
     add_norm,
@@ -34,6 +35,7 @@ from .kernels import (
     local_attention,
     multiply_rows,
     neighbor_attention,
+    norm_rows,
     quantise_rows,
     rotate,
     select_blocks,
@@ -527,11 +529,28 @@ class Mosaic(nn.Module):
         ArgumentError
             If a width of the feed-forward layers is no multiple of 16.
         """
-        for layer in [m for m in self.modules() if isinstance(m, FeedForward)]:
+        for layer in self._feed_forward_layers():
             widths = [layer.w2.out_features, layer.w2.in_features]
             _check(not on or not any(w % 16 for w in widths), "float8", widths, "widths that are multiples of 16")
             layer.float8 = on
+            layer.forget_rounded()
         return self
+
+    @torch.no_grad()
+    def keep_float8(self, source: Mosaic) -> None:
+        """Round the weights of the feed-forward layers to 8 bits now instead of at each step, if `use_float8` is on.
+
+        Parameters
+        ----------
+        source : Mosaic
+            A network of the same configuration whose weights are taken, wider than this one's perhaps.
+        """
+        for own, given in zip(self._feed_forward_layers(), source._feed_forward_layers(), strict=True):
+            if own.float8:
+                own.keep_rounded(given, self.impl)
+
+    def _feed_forward_layers(self) -> list[FeedForward]:
+        return [m for m in self.modules() if isinstance(m, FeedForward)]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Mosaic:
@@ -644,7 +663,8 @@ class Block(nn.Module):
     """x ← x + Attention(norm x); x ← x + FeedForward(norm x, z).
 
     What a block adds last is handed on, to be added in one pass with the next norm. Without gradients the products add
-    what they make to x where it lies, which rounds it once instead of twice, and nothing is handed on.
+    what they make to x where it lies, which rounds it once instead of twice, and nothing is handed on; those in 8 bits
+    can't.
     """
 
     def __init__(self, config: MosaicConfig, stage: StageConfig) -> None:
@@ -661,15 +681,19 @@ class Block(nn.Module):
         recompute: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x, normed = (x, sum_norm(x, impl=impl)) if update is None else add_norm(x, update, impl=impl)
-        if self.ffn.float8:
-            x, rows = add_norm_rows(x, self.attention(normed, impl), impl=impl)
-            return x, self.ffn.from_rows(rows, z, impl)
         # what comes into a stage was made for it alone
-        if not torch.is_grad_enabled() and x.dtype == _dtype(self.ffn.w2.weight) and x.is_contiguous():
+        alone = not torch.is_grad_enabled() and x.dtype == _dtype(self.ffn.w2.weight) and x.is_contiguous()
+        if alone:
             self.attention.add_to(x, normed, impl)
+            if self.ffn.float8:
+                return x, self.ffn.from_rows(norm_rows(x, impl=impl), z, impl)
             self.ffn.add_to(x, z, impl)
             return x, None
-        x, normed = add_norm(x, self.attention(normed, impl), impl=impl)
+        update = self.attention(normed, impl)
+        if self.ffn.float8:
+            x, rows = add_norm_rows(x, update, impl=impl)
+            return x, self.ffn.from_rows(rows, z, impl)
+        x, normed = add_norm(x, update, impl=impl)
         again = recompute and torch.is_grad_enabled()
         return x, _again(self.ffn, normed, z, impl) if again else self.ffn(normed, z, impl)
 
@@ -686,6 +710,14 @@ def _again(module: nn.Module, *args: Any) -> Any:
     return checkpoint(module, *args, use_reentrant=False, preserve_rng_state=False)
 
 
+class _Rounded(NamedTuple):
+    """Weights of a feed-forward layer in 8 bits, the second's in units of the bound of what they multiply."""
+
+    first: Rows
+    second: Rows
+    bound: GateBound
+
+
 class FeedForward(nn.Module):
     """SwiGLU whose gate is shifted by the member's noise: the learned functional perturbation."""
 
@@ -695,6 +727,7 @@ class FeedForward(nn.Module):
         self.w2 = _linear(stage.hidden, stage.dim)
         self.noise_bias = _linear(noise_dim, stage.hidden) if noise_dim else None
         self.float8 = False
+        self._kept: _Rounded | None = None
 
     def forward(self, x: torch.Tensor, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
         if torch.is_grad_enabled():
@@ -706,12 +739,31 @@ class FeedForward(nn.Module):
         _add_product(x, gated_product(x, self.w13.weight, self._shift(z), normed=True, impl=impl), self.w2)
 
     def from_rows(self, x: Rows, z: torch.Tensor | None, impl: str | None = None) -> torch.Tensor:
-        """The same with products in 8 bits. Weights are rounded at each call: that is cheap, and never out of date."""
-        shift = self._shift(z)
-        bound, growth = gate_bound(self.w13.weight, shift)
-        gated = gated_rows(x, quantise_rows(self.w13.weight, impl=impl), bound, growth, shift, impl=impl)
-        second = quantise_rows(self.w2.weight * bound, impl=impl)
-        return multiply_rows(gated, second, _dtype(self.w2.weight), impl=impl)
+        """The same with products in 8 bits. Weights are rounded at each call, which is never out of date, if no rounded
+        ones are kept.
+        """
+        shift, weights = self._shift(z), self._kept or self._rounded(self, impl)
+        growth = weights.bound.growth(shift)
+        gated = gated_rows(x, weights.first, weights.bound.whole, growth, shift, impl=impl)
+        return multiply_rows(gated, weights.second, _dtype(self.w2.weight), impl=impl)
+
+    def keep_rounded(self, source: FeedForward, impl: str | None = None) -> None:
+        """Take the weights of a layer in 8 bits, as they are now, from now on. They stay where the first ones were."""
+        rounded = self._rounded(source, impl)
+        if self._kept is None:
+            self._kept = rounded
+            return
+        for own, new in zip(itertools.chain(*self._kept), itertools.chain(*rounded), strict=True):
+            own.copy_(new)
+
+    def forget_rounded(self) -> None:
+        """Round the layer's own weights at each call again."""
+        self._kept = None
+
+    def _rounded(self, source: FeedForward, impl: str | None) -> _Rounded:
+        first, second = (layer.weight.to(self.w13.weight.device) for layer in (source.w13, source.w2))
+        bound = gate_bound(first, self.noise_bias is not None)
+        return _Rounded(quantise_rows(first, impl=impl), quantise_rows(second * bound.whole, impl=impl), bound)
 
     def _shift(self, z: torch.Tensor | None) -> torch.Tensor | None:
         return None if self.noise_bias is None else self.noise_bias(z)

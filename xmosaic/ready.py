@@ -17,6 +17,9 @@ from .graph import Recorded
 from .model import Mosaic, NeighborAttention
 from .steps import Step
 
+NARROW = {torch.float16: torch.float16, torch.bfloat16: torch.bfloat16, torch.float8_e4m3fn: torch.bfloat16}
+"""What autocast is to, in an arithmetic: in 8 bits are the products of the feed-forward layers alone."""
+
 
 class _Turn:
     """Who uses a network, and how."""
@@ -108,9 +111,8 @@ class Shelf:
             yield replica(network, device)
             return
         state = _state(network, dtype)
-        # rounded once, not in each step; products in 8 bits round by themselves
-        half = dtype if dtype in (torch.float16, torch.bfloat16) else None
-        ready = self._take(network, device, state) or self._make(network, device, half, state)
+        # weights are rounded once, not in each step
+        ready = self._take(network, device, state) or self._make(network, device, NARROW.get(dtype), state)
         ready.follow(network)
         yield ready.step
         # after an error nobody knows what was recorded, and after a single step nothing was
@@ -181,6 +183,7 @@ class _Ready:
             for own, given in zip(_tensors(self._copy), _tensors(network), strict=True):
                 if own is not given:
                     own.copy_(given, non_blocking=True)
+            self._copy.keep_float8(network)
 
 
 def _tensors(network: Mosaic) -> Iterator[torch.Tensor]:

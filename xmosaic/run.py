@@ -18,7 +18,7 @@ from .cards import duration
 from .errors import MosaicError, explain
 from .model import Mosaic
 from .plan import Plan
-from .ready import SHELF, arranged
+from .ready import NARROW, SHELF, arranged
 from .steps import Step, clock_at, member_noise, rollout
 from .store import MemorySink, ZarrSink
 from .store.writer import Writer
@@ -146,10 +146,9 @@ class _Worker:
         plan = self.plan
         # a block that broke off begins again at its start: a stored lead is rounded, not the state the network had
         wanted = {plan.kept[i]: i for i in np.flatnonzero(task.missing).tolist()}
-        dtype = torch.bfloat16 if plan.dtype == torch.float8_e4m3fn else plan.dtype
-        autocast = dtype in (torch.bfloat16, torch.float16)
+        dtype = NARROW.get(plan.dtype)
         # without its cache, which would go while what is recorded still reads from it
-        with torch.autocast(plan.device.type, dtype if autocast else None, autocast, cache_enabled=False):
+        with torch.autocast(plan.device.type, dtype, dtype is not None, cache_enabled=False):
             for step, state in enumerate(self._states(network, task), 1):
                 if self.stop.is_set():
                     return

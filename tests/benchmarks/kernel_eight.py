@@ -43,8 +43,8 @@ WIDE = torch.bfloat16
 def ready(members: int, points: int, width: int) -> tuple[Rows, Rows, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, weights, bounds and shift of one layer."""
     x, weight, shift = made(members, points, width)
-    bound, growth = gate_bound(weight, shift)
-    return quantise_rows(F.rms_norm(x, (width,))), quantise_rows(weight), bound, growth, shift
+    bound = gate_bound(weight, True)
+    return quantise_rows(F.rms_norm(x, (width,))), quantise_rows(weight), bound.whole, bound.growth(shift), shift
 
 
 def cut(tiles: Tiles, *inputs: torch.Tensor) -> Rows:
@@ -93,11 +93,11 @@ def gates(members: int) -> None:
     for points, width, *_ in STAGES:
         inputs, size = ready(members, points, width), f"{members} x {points} x {width}"
         work = 16.0 * members * points * width**2
-        x, weight, *_, shift = inputs
+        x, weight, *_ = inputs
         allowed = gate_error(two_steps, *inputs, whole=True)
         times = [median(c, 100) for c in (partial(multiply_rows, x, weight, WIDE), partial(two_steps, *inputs))]
         print(f"{size}, product in 8 bits alone {times[0]:.3f} ms, then gate {times[1]:.3f}, error {allowed:.1e}")
-        print(f"{size}, bounds {median(partial(gate_bound, made(1, 128, width)[1], shift), 50):.3f} ms", flush=True)
+        print(f"{size}, bounds {median(partial(gate_bound, made(1, 128, width)[1], True), 50):.3f} ms", flush=True)
         for name, call in ways().items():
             error = float("nan") if name in wrong else gate_error(call, *inputs)
             if not error <= 1.5 * allowed:

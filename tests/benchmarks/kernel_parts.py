@@ -216,9 +216,9 @@ class Layer:
         return F.linear(gated_product(self.x + self.update, self.first, self.shift, normed=True), self.second)
 
     def eight(self) -> torch.Tensor:
-        normed, (bound, growth) = add_norm_rows(self.x, self.update)[1], gate_bound(self.first, self.shift)
-        gated = gated_rows(normed, quantise_rows(self.first), bound, growth, self.shift)
-        return multiply_rows(gated, quantise_rows(self.second * bound), torch.bfloat16)
+        normed, bound = add_norm_rows(self.x, self.update)[1], gate_bound(self.first, True)
+        gated = gated_rows(normed, quantise_rows(self.first), bound.whole, bound.growth(self.shift), self.shift)
+        return multiply_rows(gated, quantise_rows(self.second * bound.whole), torch.bfloat16)
 
 
 NSIDES = {64: 49152, 128: 196608, 256: 786432}

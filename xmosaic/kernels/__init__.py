@@ -13,11 +13,13 @@ from .ops import select_blocks as select_blocks
 from .ops import selected_attention as selected_attention
 from .ops import sum_norm as sum_norm
 from .ops import swiglu as swiglu
+from .rows import GateBound as GateBound
 from .rows import Rows as Rows
 from .rows import add_norm_rows as add_norm_rows
 from .rows import gate_bound as gate_bound
 from .rows import gated_rows as gated_rows
 from .rows import multiply_rows as multiply_rows
+from .rows import norm_rows as norm_rows
 from .rows import quantise_rows as quantise_rows
 from .sharing import Patches as Patches
 from .sharing import Shared as Shared

@@ -23,6 +23,11 @@ def _store(x, values_ptr, scale_ptr, row, cols, mask, D: tl.constexpr):
 
 
 @triton.jit
+def _store_norm(x, values_ptr, scale_ptr, row, cols, mask, eps, D: tl.constexpr):
+    _store(x * tl.rsqrt(tl.sum(x * x, 0) / D + eps), values_ptr, scale_ptr, row, cols, mask, D)
+
+
+@triton.jit
 def _quantise(x_ptr, values_ptr, scale_ptr, D: tl.constexpr, WIDTH: tl.constexpr):
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     mask = cols < D
@@ -38,8 +43,18 @@ def _add_norm(x_ptr, update_ptr, sum_ptr, values_ptr, scale_ptr, eps, D: tl.cons
     total += tl.load(update_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
     rounded = total.to(sum_ptr.dtype.element_ty)
     tl.store(sum_ptr + row * D + cols, rounded, mask=mask)
-    total = rounded.to(tl.float32)
-    _store(total * tl.rsqrt(tl.sum(total * total, 0) / D + eps), values_ptr, scale_ptr, row, cols, mask, D)
+    _store_norm(rounded.to(tl.float32), values_ptr, scale_ptr, row, cols, mask, eps, D)
+
+
+@triton.jit
+def _norm(x_ptr, values_ptr, scale_ptr, eps, D: tl.constexpr, WIDTH: tl.constexpr):
+    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    mask = cols < D
+    x = tl.load(x_ptr + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+    _store_norm(x, values_ptr, scale_ptr, row, cols, mask, eps, D)
+
+
+_EPS = torch.finfo(torch.float32).eps
 
 
 def _empty(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +77,15 @@ def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum of two, and its RMS norm in e4m3."""
-    x, d, eps = x.contiguous(), x.shape[-1], torch.finfo(torch.float32).eps
+    x, d = x.contiguous(), x.shape[-1]
     total, (values, scale) = torch.empty_like(x), _empty(x, d)
-    _add_norm[(x.numel() // d,)](x, update.contiguous(), total, values, scale, eps, D=d, **_constants(d))
+    _add_norm[(x.numel() // d,)](x, update.contiguous(), total, values, scale, _EPS, D=d, **_constants(d))
     return total, values, scale
+
+
+def norm_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMS norm in e4m3."""
+    x, d = x.contiguous(), x.shape[-1]
+    values, scale = _empty(x, d)
+    _norm[(x.numel() // d,)](x, values, scale, _EPS, D=d, **_constants(d))
+    return values, scale

@@ -151,8 +151,12 @@ def gated_rows(
 
 def add_norm_rows(x: torch.Tensor, update: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     total = x + update
+    return total, norm_rows(total)
+
+
+def norm_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # rounded once, from float32
-    return total, quantise_rows(F.rms_norm(total.float(), total.shape[-1:]))
+    return quantise_rows(F.rms_norm(x.float(), x.shape[-1:]))
 
 
 def multiply_rows(

@@ -94,6 +94,32 @@ def add_norm_rows(x: torch.Tensor, update: torch.Tensor, *, impl: str | None = N
     return total, Rows(*normed)
 
 
+def norm_rows(x: torch.Tensor, *, impl: str | None = None) -> Rows:
+    """RMS norm over the last axis, in 8 bits.
+
+    Parameters
+    ----------
+    x : Tensor, (..., width)
+    impl : {None, "triton", "reference"}, optional
+        Implementation, as in `quantise_rows`.
+
+    Returns
+    -------
+    Rows
+
+    Raises
+    ------
+    ArgumentError
+        As `quantise_rows`.
+    """
+    if choose_float8(impl, x) == "triton":
+        from . import float8
+
+        with torch.cuda.device_of(x):
+            return Rows(*float8.norm_rows(x))
+    return Rows(*reference.norm_rows(x))
+
+
 def multiply_rows(x: Rows, weight: Rows, dtype: torch.dtype, *, impl: str | None = None) -> torch.Tensor:
     """A linear map without bias of rows in 8 bits.
 
@@ -170,26 +196,43 @@ def product_bound(weight: torch.Tensor) -> torch.Tensor:
     return (length * (_ROUNDING**2 * weight.shape[1] ** 0.5)).clamp(min=1e-9)
 
 
-def gate_bound(weight: torch.Tensor, shift: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What no SiLU(a + shift) · b of a linear map of an RMS norm passes: a bound for each output, times one of each
-    sample, which is 1 without a shift.
+class GateBound(NamedTuple):
+    """What no SiLU(a + shift) · b of a linear map of an RMS norm passes: a bound for each output, times the growth of
+    each sample.
+
+    Attributes
+    ----------
+    first : float32 Tensor, (hidden,)
+        Of a.
+    whole : float32 Tensor, (hidden,)
+        Of SiLU(a) · b.
+    """
+
+    first: torch.Tensor
+    whole: torch.Tensor
+
+    def growth(self, shift: torch.Tensor | None) -> torch.Tensor:
+        """Of each sample with a shift, (batch, hidden): float32 Tensor, (batch,); or 1, (1,), without."""
+        return self.first.new_ones(1) if shift is None else 1 + (shift.float().abs() / self.first).amax(1)
+
+
+def gate_bound(weight: torch.Tensor, shifted: bool) -> GateBound:
+    """Bounds of a gate.
 
     Parameters
     ----------
     weight : Tensor, (2·hidden, width)
-    shift : Tensor, (batch, hidden), optional
+    shifted : bool
+        Whether there will be a shift.
 
     Returns
     -------
-    bound : float32 Tensor, (hidden,)
-    growth : float32 Tensor, (batch,) or (1,)
+    GateBound
     """
     first, second = product_bound(weight).chunk(2)
-    if shift is None:
-        return first * second, first.new_ones(1)
     # a small sum of products beside a large shift: not all other outputs of the sample shall pay for it
-    first = torch.maximum(first, first.mean() / 8)
-    return first * second, 1 + (shift.float().abs() / first).amax(1)
+    first = torch.maximum(first, first.mean() / 8) if shifted else first
+    return GateBound(first, first * second)
 
 
 def gated_rows(
@@ -210,9 +253,9 @@ def gated_rows(
     x : Rows, (batch, point, width)
     weight : Rows, (2·hidden, width)
     bound : float32 Tensor, (hidden,)
-        Of each output, see `gate_bound`: larger ones become the largest.
+        Of each output, `GateBound.whole`: larger ones become the largest.
     growth : float32 Tensor, (batch,) or (1,)
-        Factor on the bounds of each sample.
+        Factor on the bounds of each sample, `GateBound.growth`.
     shift : Tensor, (batch, hidden), optional
     impl : {None, "triton", "reference"}, optional
         Implementation, as in `quantise_rows`.
