@@ -11,6 +11,7 @@ import pytest
 import torch
 from benchmark_scripts import FOLDER
 
+import xmosaic
 from xmosaic import checkpoint
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -18,6 +19,8 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before any is imported
+else:
+    xmosaic.set_options(device="cpu")  # what is compared are the bits of a CPU; tests of a GPU name it
 
 
 @pytest.fixture(autouse=True)

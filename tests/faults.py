@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from processes import serve_without_gpus
+
 if TYPE_CHECKING:
     from xmosaic.store.synced import SyncedStore
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 POINTS = ("step", "before a write", "half a write", "after a write", "sync")
 SHARD = 2  # leads to a shard
 OPTIONS = {"lead": "3D", "members": 3, "time": ["2020-02-28", "2020-03-01"], "batch_size": 2, "progress": False}
+OPTIONS |= {"device": "cpu"}
 
 
 def start(store: Path, point: str, count: int) -> Any:
@@ -33,6 +36,7 @@ def context() -> Any:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload(["faults_warm"])
+    serve_without_gpus()
     return chosen
 
 

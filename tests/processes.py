@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,21 @@ def process_of(work: Any, *arguments: Any, **named: Any) -> Any:
     if _HERE not in before:  # the server looks for tests too
         os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, before)])
     context.set_forkserver_preload(["models", "xmosaic.training.loop", "processes", *_LATE])
+    serve_without_gpus()
     return context.Process(target=_call, args=(work.__module__, work.__name__, arguments, named))
+
+
+def serve_without_gpus() -> None:
+    """Start the server of forks, if there is none yet, without GPUs: a driver that was started can't be forked."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _call(module: str, name: str, arguments: tuple, named: dict) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 import xmosaic
 from xmosaic import graph, ready
+from xmosaic import run as running
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CUDA graphs need one")
 
@@ -58,6 +61,36 @@ def test_what_a_step_gives_stays_when_the_next_is_made(monkeypatch):
     assert [state.tolist() for state in states] == [[float(i)] * 2 for i in range(4)]
 
 
+@GPU
+def test_no_step_is_recorded_on_the_stream_of_the_work_beside():
+    """Torch hands out 32 streams again and again; one that is recorded on can't be waited for."""
+    seen = set()
+
+    def compute(inputs):
+        seen.add(torch.cuda.current_stream().cuda_stream)
+        return inputs["x"] + 1
+
+    for _ in range(40):
+        graph.Captured(compute)({"x": torch.zeros(3, device="cuda")})
+    beside = {running._side(torch.device("cuda", 0)).cuda_stream for _ in range(2)}
+    assert len(seen) == 32 and len(beside) == 1 and not seen & beside
+
+
+@GPU
+def test_many_threads_forecast_on_one_gpu():
+    """Each records steps of its own while others work."""
+    ds, options = xmosaic.open_sample(), {"device": "cuda", "progress": False}
+    expected = xmosaic.forecast(ds, "3D", 2, **options)
+
+    def some(members):
+        return xmosaic.forecast(ds, "3D", members, batch_size=2, **options)
+
+    with ThreadPoolExecutor(4) as pool:
+        for fc in pool.map(some, [2, 4, 6] * 8):
+            for name in expected.data_vars:
+                assert np.array_equal(fc[name][:2], expected[name]), name
+
+
 class Launched:
     """Stands for `Recorded`: launches every step."""
 
@@ -71,7 +104,7 @@ class Launched:
 
 
 @GPU
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8"])
 def test_a_forecast_is_the_same_bits_recorded_or_launched(dtype, monkeypatch):
     ds = xmosaic.open_sample()
 

@@ -475,6 +475,7 @@ def test_each_stage_has_a_best_of_its_own(monkeypatch):
 def test_a_gpu_without_a_number_is_that_of_the_local_rank(monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert [Ranks.find(name).device.index for name in ("cuda", "cuda:1")] == [0, 1]
     assert taken == [torch.device("cuda:0"), torch.device("cuda:1")]
@@ -774,7 +775,10 @@ def test_an_ensemble_begins_with_a_deterministic_model_and_the_other_way_round()
         spread = float(fc[name].std("number").max()) / float(alone[name].std())
         assert 0 < spread < 0.05
         assert np.allclose(fc[name].mean("number"), alone[name].isel(number=0), atol=0.1 * float(alone[name].std()))
+    if torch.cuda.is_available():
+        quiet.network.to("cuda")  # where a forecast has left it
     back = _train(_changed(network=plain, loss="mse", members=1, stages=(Stage(1, learning_rate=1e-9),)), init=quiet)
+    quiet.network.cpu()
     for name, weight in back.network.named_parameters():
         assert torch.allclose(weight, dict(quiet.network.named_parameters())[name], atol=1e-6), name
 
@@ -901,7 +905,7 @@ def test_arguments_that_can_not_be_used(run, tmp_path):
         _train(out=tmp_path / "file")
     with pytest.raises(DatasetError, match="no history"):
         read_history(tmp_path / "file")
-    with pytest.raises(ArgumentError, match="no CUDA GPU"):
+    with pytest.raises(ArgumentError, match=r"device='cuda:\d+' isn't there. Found (no CUDA GPU|GPUs up to cuda:\d)"):
         train(DS, BASE, device="cuda:0" if not torch.cuda.is_available() else "cuda:99", progress=False)
 
 

@@ -235,7 +235,8 @@ def _beside(device: torch.device, made: torch.cuda.Event | None) -> Iterator[Non
 
 @functools.cache
 def _side(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    # torch hands out the same few streams again and again: those of this priority are none that a step is recorded on
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def _check_finite(plan: Plan, state: torch.Tensor, step: int) -> None:

@@ -256,7 +256,7 @@ def _draw_ranks(ax: Axes, bars: xr.DataArray, points: float | None) -> None:
 
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     ax.set_xlabel(f"rank of the truth among {size - 1} members")
-    if bars[LEAD].values != np.timedelta64(0):
+    if bars[LEAD].values != np.timedelta64(0, "ns"):
         ax.set_title(f"lead {lead_text(bars[LEAD].values)}")
 
 
@@ -283,7 +283,7 @@ def _draw_reliability(upper: Axes, lower: Axes, result: xr.DataArray) -> None:
     for k, colour in enumerate(lead_colours(count)):
         one = result.isel({LEAD: k})
         at = one[LEAD].values
-        label = f"lead {lead_text(at)}" if at != np.timedelta64(0) else "forecast"
+        label = f"lead {lead_text(at)}" if at != np.timedelta64(0, "ns") else "forecast"
         x, y = (one.sel(quantity=q).values for q in ("forecast_probability", "observed_frequency"))
         known = np.isfinite(x) & np.isfinite(y)
         upper.plot(x[known], y[known], color=colour, marker="osD^"[k % 4], ls=DASHES[k % len(DASHES)], label=label)

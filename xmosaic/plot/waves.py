@@ -201,7 +201,7 @@ def ratio(
         if members is not None:
             own = _at(members, at).sel({dim: slice(1, None)})
             ax.fill_between(one[dim], own.min("number"), own.max("number"), color=colour, alpha=0.2, lw=0)
-        label = f"lead {lead_text(at)}" if at != np.timedelta64(0) else "forecast"
+        label = f"lead {lead_text(at)}" if at != np.timedelta64(0, "ns") else "forecast"
         ax.plot(one[dim], one, color=colour, ls=DASHES[k % len(DASHES)], label=label)
     ax.set_xscale("log")
     _ratio_axis(ax, shown)
@@ -365,7 +365,7 @@ def _draw_spectrum(ax: Axes, row: dict[str, xr.DataArray]) -> None:
     ax.set_xlim(1, k[-1])
     wavelength_axis(ax, dim)
     lines_of(ax)
-    if LEAD in members.coords and members[LEAD].values != np.timedelta64(0):
+    if LEAD in members.coords and members[LEAD].values != np.timedelta64(0, "ns"):
         ax.set_title(f"lead {lead_text(members[LEAD].values)}")
 
 

@@ -251,7 +251,8 @@ class _Run:
         static = self.data.static if start is None else self._static(start)
         neighbors = None
         if start is not None and start.grid == grid and start.config.num_neighbors == self.network_config.num_neighbors:
-            neighbors = (start.network.interp_to_hp.neighbors.numpy(), start.network.interp_to_ll.neighbors.numpy())
+            tables = (start.network.interp_to_hp.neighbors, start.network.interp_to_ll.neighbors)
+            neighbors = (tables[0].numpy(force=True), tables[1].numpy(force=True))
         network = Mosaic(self.network_config, np.array(grid.longitude), np.array(grid.latitude), static, neighbors)
         network.init_weights(torch.Generator().manual_seed(self.config.seed))
         if start is not None:
