@@ -629,7 +629,7 @@ def test_eight_bits_need_a_gpu_that_has_them():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_eight_bits_are_near_sixteen_and_are_switched_off_again():
     half, eight, again = (
-        forecast(xmosaic.open_sample(), "1D", 2, model="bundled", dtype=d, progress=False)
+        forecast(xmosaic.open_sample(), "1D", 2, model="bundled", dtype=d, device="cuda", progress=False)
         for d in ("bfloat16", "float8", "bfloat16")
     )
     assert not half.identical(eight)
