@@ -1,16 +1,20 @@
 """A forecast on one GPU and on all of a host: time, bits, memory, what is spent outside the network, and writing it.
 
-``python tests/benchmarks/devices.py [--members 24] [--leads 10] [--dtype bfloat16] [--store FOLDER] [--small]``
+``python tests/benchmarks/devices.py [--members 24] [--leads 10] [--dtype bfloat16] [--store FOLDER] [--small] [--paced
+MS]``
 
 The full published network on its grid, with random weights: that changes neither time nor memory. Input and statistics
 come from ../shared/data where that is, else from a stand-in of the same size. ``--small`` takes a tiny network,
 everything else full size: on the CPU, whose two threads stand for two GPUs, it times what is around the network.
-``--store`` writes the forecast to a new store in FOLDER too, and compares.
+``--store`` writes the forecast to a new store in FOLDER too, and compares. ``--paced`` does that alone, with two
+stand-ins for GPUs on the one there is, or on the CPU: each waits so many milliseconds per member and step, and hands on
+the state it was given. All that is around the network is done for two.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import shutil
 import statistics
@@ -152,6 +156,41 @@ class Spent:
         return total
 
 
+class Paced:
+    """Stands for `Recorded` on a GPU of its own: as many of these as one likes wait beside each other on one."""
+
+    recorded, milliseconds = False, 0.0
+
+    def __init__(self, network: Any) -> None:
+        self._stream: Any = None
+
+    def __call__(self, history: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:
+        wait = self.milliseconds * math.prod(history.shape[:2])
+        if history.device.type != "cuda":
+            time.sleep(wait / 1e3)
+            return history[:, :, -1].clone()
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            torch.cuda._sleep(int(wait * cycles()))
+            state = history[:, :, -1].clone()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        state.record_stream(torch.cuda.current_stream())
+        return state
+
+
+@functools.cache
+def cycles() -> float:
+    """Of a GPU that waits, in a millisecond."""
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(10**8)
+    began.record()
+    torch.cuda._sleep(10**9)
+    ended.record()
+    torch.cuda.synchronize()
+    return 1e9 / began.elapsed_time(ended)
+
+
 @contextmanager
 def stopwatches() -> Iterator[Spent]:
     """Time the network and what is around it."""
@@ -212,7 +251,7 @@ class Runs:
         self.model, self.ds = case(options.small)
         gpus = torch.cuda.device_count()
         self.one = "cuda:0" if gpus else "cpu"
-        self.all = [f"cuda:{i}" for i in range(gpus)] if gpus else ["cpu", "cpu"]
+        self.all = [f"cuda:{i}" for i in range(gpus)] if gpus and not options.paced else [self.one, self.one]
 
     def forecast(self, device: Any, leads: int | None = None, store: Path | None = None) -> tuple[float, xr.Dataset]:
         """Seconds from Dataset to Dataset, and that."""
@@ -301,11 +340,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--store", type=Path, metavar="FOLDER")
     parser.add_argument("--small", action="store_true", help="a tiny network, everything else full size")
+    parser.add_argument("--paced", type=float, default=0.0, metavar="MS", help="two stand-ins, so long per member-step")
     options = parser.parse_args()
+    if options.paced:
+        if options.store is None:
+            parser.error("--paced compares writing alone: it needs --store")
+        Paced.milliseconds, ready.Recorded = options.paced, Paced
+        if not torch.cuda.is_available():
+            Mosaic.forward = lambda network, *inputs: Paced(network)(*inputs)
     runs = Runs(options)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {gpu}; {runs.model.num_parameters:,} weights")
-    runs.scaling()
+    if not options.paced:
+        runs.scaling()
     if options.store is not None:
         runs.writing(options.store)
 
