@@ -145,6 +145,8 @@ def test_written_in_the_layout_of_a_store(tmp_path, time):
         "read again": xr.open_zarr(tmp_path / "store.zarr").isel(number=slice(1, 4)),
     }
     for name, part in parts.items():
+        if time and name in ("one", "turned"):
+            continue  # as with a single start
         part.mosaic.to_zarr(tmp_path / f"{name}.zarr")
         xr.testing.assert_equal(xr.open_zarr(tmp_path / f"{name}.zarr").load(), part.compute())
     assert layout_of(tmp_path / "in memory.zarr")["geopotential"]["shards"][-5:-3] == (5, 3)

@@ -39,7 +39,7 @@ def scores(q, k, grouping):
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize(
-    "shape", [(2, 6, 3, 40, 64, 7), (1, 2, 2, 5, 20, 5), (1, 1, 1, 1, 16, 1), (2, 4, 2, 130, 16, 24)]
+    "shape", [(2, 6, 3, 40, 64, 7), (1, 2, 2, 5, 20, 5), (1, 1, 1, 1, 16, 1), (1, 4, 2, 130, 16, 24)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_they_are_the_largest(shape, grouping, dtype):

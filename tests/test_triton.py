@@ -187,7 +187,7 @@ def test_memory_order_does_not_matter():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 9, 3, 16, 20, 5), (1, 30, 2, 20, 33, 24), (1, 5, 1, 3, 7, 1)])
+@pytest.mark.parametrize("shape", [(2, 9, 3, 16, 20, 5), (1, 30, 2, 20, 17, 24), (1, 5, 1, 3, 7, 1)])
 def test_neighbor_attention(shape, dtype):
     batch, sources, heads, d, targets, k = shape
     direction, *inputs = normal(5, (targets, k, 3), (batch, sources, heads, 3), (batch, sources, heads, d))
@@ -282,7 +282,7 @@ def test_the_network_is_the_same_either_way():
     coarse = StageConfig(1, 16, 2, 1, 12, 4, 2, decoder_depth=0)
     config = MosaicConfig((stage,), coarse, num_variables=3, num_neighbors=4)
     network = Mosaic(config, np.arange(6) * 60.0, np.linspace(-90, 90, 4)).to(DEVICE)
-    history, clock, noise = (x.float() for x in normal(12, (1, 2, 2, 6, 4, 3), (1, 2), (1, 2, 32)))
+    history, clock, noise = (x.float() for x in normal(12, (1, 1, 2, 6, 4, 3), (1, 2), (1, 1, 32)))
 
     def once(impl, recompute=False):
         network.impl, network.recompute = impl, recompute
