@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 # What is counted, and may be the last thing that a process does.
 POINTS = ("step", "before a write", "half a write", "after a write", "sync")
 SHARD = 2  # leads to a shard
-OPTIONS = {"lead": "3D", "members": 3, "time": ["2020-02-28", "2020-03-01"], "batch_size": 2, "progress": False}
-OPTIONS |= {"device": "cpu"}
+OPTIONS = {
+    "lead": "3D",
+    "members": 3,
+    "time": ["2020-02-28", "2020-03-01"],
+    "batch_size": 2,
+    "device": "cpu",
+    "progress": False,
+}
 
 
 def start(store: Path, point: str, count: int) -> Any:

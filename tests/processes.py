@@ -13,6 +13,7 @@ import traceback
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -45,15 +46,8 @@ def process_of(work: Any, *arguments: Any, **named: Any) -> Any:
 
 def serve_without_gpus() -> None:
     """Start the server of forks, if there is none yet, without GPUs: a driver that was started can't be forked."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}):
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _call(module: str, name: str, arguments: tuple, named: dict) -> Any:

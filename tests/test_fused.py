@@ -293,12 +293,14 @@ def test_norm_with_gradients_is_that_of_pytorch(launches):
 
 @pytest.mark.parametrize(("tile", "programs"), [(64, 1), (512, 12), (8192, 1), (8192, 8), (8192, 2048)])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("blocks", "size", "heads", "d"), [(2, 64, 6, 16), (3, 20, 1, 12), (1, 7, 5, 2)])
-def test_rotation_in_one_chunk_and_in_many(blocks, size, heads, d, dtype, tile, programs, monkeypatch):
+@pytest.mark.parametrize(
+    ("batch", "blocks", "size", "heads", "d"), [(1, 2, 64, 6, 16), (1, 3, 20, 1, 12), (2, 1, 7, 5, 2)]
+)
+def test_rotation_in_one_chunk_and_in_many(batch, blocks, size, heads, d, dtype, tile, programs, monkeypatch):
     """Angles are kept for all heads where a block is one tile, and else fetched again; heads may be dealt out."""
     monkeypatch.setattr(rotary, "_TILE", tile)
     monkeypatch.setattr(rotary, "_PROGRAMS", programs)
-    x, angle = normal(10, (1 + (blocks == 1), blocks * size, heads, d), (blocks * size, d // 2))
+    x, angle = normal(10, (batch, blocks * size, heads, d), (blocks * size, d // 2))
     cos, sin = angle.cos().float(), angle.sin().float()
     for part in (0, 1):
         call = lambda x, impl, part=part: rotate(x, cos, sin, size, impl=impl)[part]  # noqa: E731

@@ -271,7 +271,6 @@ def branches(members: int) -> None:
         )
 
 
-@torch.inference_mode()
 # ---- choice of blocks ----
 
 
@@ -299,6 +298,7 @@ def choices(members: int) -> None:
         )
 
 
+@torch.inference_mode()
 def rest(members: str = "8") -> None:
     """Every step of a forecast that was bound by memory, as it was and as it is, at the sizes of the `era5` network."""
     for part in (norms, rotations, residuals, branches, choices):

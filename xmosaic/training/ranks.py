@@ -351,9 +351,8 @@ def _device(device: Any, local: int) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError):
         raise ArgumentError(explain(f"device={device!r} is not known", expected="such as 'cpu' or 'cuda:0'")) from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(explain(f"device={device!r} isn't there", got="no CUDA GPU", do="Leave device= out"))
-    if chosen.type == "cuda" and chosen.index is not None and chosen.index >= torch.cuda.device_count():
-        got = f"GPUs up to cuda:{torch.cuda.device_count() - 1}"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        got = f"GPUs up to cuda:{count - 1}" if count else "no CUDA GPU"
         raise ArgumentError(explain(f"device={device!r} isn't there", got=got, do="Leave device= out"))
     return chosen
