@@ -1,14 +1,14 @@
 """A forecast on one GPU and on all of a host: time, bits, memory, what is spent outside the network, and writing it.
 
 ``python tests/benchmarks/devices.py [--members 24] [--leads 10] [--dtype bfloat16] [--store FOLDER] [--small] [--paced
-MS]``
+MS [--stand-ins 2]]``
 
 The full published network on its grid, with random weights: that changes neither time nor memory. Input and statistics
 come from ../shared/data where that is, else from a stand-in of the same size. ``--small`` takes a tiny network,
 everything else full size: on the CPU, whose two threads stand for two GPUs, it times what is around the network.
-``--store`` writes the forecast to a new store in FOLDER too, and compares. ``--paced`` does that alone, with two
-stand-ins for GPUs on the one there is, or on the CPU: each waits so many milliseconds per member and step, and hands on
-the state it was given. All that is around the network is done for two.
+``--store`` writes the forecast to a new store in FOLDER too, and compares. ``--paced`` does the same with stand-ins for
+GPUs on the one there is, or on the CPU: each waits so many milliseconds per member and step, and hands on the state it
+was given. All that is around the network is done for as many as ``--stand-ins`` says.
 """
 
 from __future__ import annotations
@@ -159,24 +159,49 @@ class Spent:
 class Paced:
     """Stands for `Recorded` on a GPU of its own: as many of these as one likes wait beside each other on one."""
 
-    recorded, milliseconds = False, 0.0
+    recorded, milliseconds = True, 0.0
 
     def __init__(self, network: Any) -> None:
-        self._stream: Any = None
+        """Nothing of it is used."""
 
     def __call__(self, history: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:
         wait = self.milliseconds * math.prod(history.shape[:2])
         if history.device.type != "cuda":
             time.sleep(wait / 1e3)
             return history[:, :, -1].clone()
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            torch.cuda._sleep(int(wait * cycles()))
-            state = history[:, :, -1].clone()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        state.record_stream(torch.cuda.current_stream())
-        return state
+        if (shared := torch.cuda.current_stream()) == torch.cuda.default_stream():
+            # a GPU of its own: on the stream that all threads share, one would wait for the other
+            torch.cuda.set_stream(torch.cuda.Stream())
+            torch.cuda.current_stream().wait_stream(shared)
+            history.record_stream(torch.cuda.current_stream())
+        torch.cuda._sleep(int(wait * cycles()))
+        return history[:, :, -1].clone()
+
+
+class Shelves(ready.Shelf):
+    """Keeps what it lent to each stand-in, as it does for each GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._free: list[Any] = []
+
+    def _take(self, *_: Any) -> Any:
+        with self._lock:
+            return self._free.pop() if self._free else None
+
+    def _keep(self, kept: Any) -> None:
+        with self._lock:
+            self._free.append(kept)
+
+
+_OWN = threading.local()
+
+
+def own_side(device: torch.device) -> torch.cuda.Stream:
+    """Stands for `run._side`: of each thread its own, since GPUs don't share theirs."""
+    if not hasattr(_OWN, "stream"):
+        _OWN.stream = torch.cuda.Stream(device, priority=-1)
+    return _OWN.stream
 
 
 @functools.cache
@@ -251,7 +276,8 @@ class Runs:
         self.model, self.ds = case(options.small)
         gpus = torch.cuda.device_count()
         self.one = "cuda:0" if gpus else "cpu"
-        self.all = [f"cuda:{i}" for i in range(gpus)] if gpus and not options.paced else [self.one, self.one]
+        alone = bool(options.paced) or not gpus
+        self.all = [self.one] * options.stand_ins if alone else [f"cuda:{i}" for i in range(gpus)]
 
     def forecast(self, device: Any, leads: int | None = None, store: Path | None = None) -> tuple[float, xr.Dataset]:
         """Seconds from Dataset to Dataset, and that."""
@@ -295,6 +321,7 @@ class Runs:
         """Into memory against into a store, in turns; then memory over the time of one that is stored."""
         o, store = self.options, folder / "devices.zarr"
         print(f"\ninto a store at {folder}, on {', '.join(self.all)}")
+        self.forecast(self.all, STEPS_TO_WARM)
         pairs = [(self.forecast(self.all, store=store)[0], self.forecast(self.all)[0]) for _ in range(o.rounds)]
         ratios = [stored / kept for stored, kept in pairs]
         print("stored / in memory [s]: " + ", ".join(f"{a:.2f} / {b:.2f}" for a, b in pairs))
@@ -340,19 +367,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--store", type=Path, metavar="FOLDER")
     parser.add_argument("--small", action="store_true", help="a tiny network, everything else full size")
-    parser.add_argument("--paced", type=float, default=0.0, metavar="MS", help="two stand-ins, so long per member-step")
+    parser.add_argument("--paced", type=float, default=0.0, metavar="MS", help="stand-ins, so long per member-step")
+    parser.add_argument("--stand-ins", type=int, default=2, metavar="N", help="for so many GPUs")
     options = parser.parse_args()
     if options.paced:
-        if options.store is None:
-            parser.error("--paced compares writing alone: it needs --store")
         Paced.milliseconds, ready.Recorded = options.paced, Paced
-        if not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            running._side, running.SHELF = own_side, Shelves()
+            cycles()  # while nothing else runs
+        else:
             Mosaic.forward = lambda network, *inputs: Paced(network)(*inputs)
     runs = Runs(options)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {gpu}; {runs.model.num_parameters:,} weights")
-    if not options.paced:
-        runs.scaling()
+    runs.scaling()
     if options.store is not None:
         runs.writing(options.store)
 
