@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import re
@@ -81,7 +82,8 @@ def test_files_are_those_that_zarr_writes_by_itself(tmp_path, time_, keep_bits):
 def test_whatever_order_arrays_are_packed_in(tmp_path, monkeypatch, store, seed):
     """Memory is filled anew while other regions still wait: none of it may be overwritten before it is packed."""
     rng = random.Random(seed)
-    wrap(monkeypatch, ZarrSink, "_pack", before=lambda *_: time.sleep(rng.choice([0, 0, 0.02])))
+    for name in ("_pack", "_write_array"):
+        wrap(monkeypatch, ZarrSink, name, before=lambda *_: time.sleep(rng.choice([0, 0, 0.02])))
     monkeypatch.setattr(writer, "packers", lambda: 5)
     place = tmp_path / "fc.zarr" if store == "folder" else zarr.storage.MemoryStore()
     stored = run(place, lead="7D", device=["cpu", "cpu"])
@@ -92,7 +94,7 @@ def test_whatever_order_arrays_are_packed_in(tmp_path, monkeypatch, store, seed)
 def test_a_region_is_recorded_after_all_its_arrays_are_on_the_disk(tmp_path, monkeypatch):
     packed, synced, rng = set(), set(), random.Random(0)
 
-    def pack(sink, region, name, values):
+    def pack(sink, region, name, *_):
         time.sleep(rng.choice([0, 0.03]))
 
     def commit(record, region):
@@ -100,7 +102,7 @@ def test_a_region_is_recorded_after_all_its_arrays_are_on_the_disk(tmp_path, mon
         checked.append(region)
 
     names, checked = set(run(None)), []
-    wrap(monkeypatch, ZarrSink, "_pack", pack, lambda sink, region, name, values: packed.add((name, str(region))))
+    wrap(monkeypatch, ZarrSink, "_write_array", pack, lambda sink, region, name, *_: packed.add((name, str(region))))
     before = []
     wrap(
         monkeypatch,
@@ -118,10 +120,41 @@ def test_a_region_is_recorded_after_all_its_arrays_are_on_the_disk(tmp_path, mon
 def test_several_arrays_are_packed_at_the_same_time(tmp_path, monkeypatch):
     """Each waits for another one to be packed beside it."""
     together = threading.Barrier(2)
-    wrap(monkeypatch, ZarrSink, "_pack", before=lambda *_: together.wait(20))
+    wrap(monkeypatch, ZarrSink, "_write_array", before=lambda *_: together.wait(20))
     monkeypatch.setattr(writer, "packers", lambda: 2)
     stored = run(tmp_path / "fc.zarr")  # arrays and regions are even in number
     assert len(stored) % 2 == 0 and not together.broken
+
+
+def test_a_lead_is_packed_while_the_next_is_made(tmp_path, monkeypatch):
+    """The second of a region comes once the first is packed."""
+    packed = threading.Semaphore(0)
+
+    def wait(sink, starts, members, lead, fields):
+        for _ in fields if lead % 2 else ():
+            assert packed.acquire(timeout=20)
+
+    wrap(monkeypatch, ZarrSink, "write", before=wait)
+    wrap(monkeypatch, ZarrSink, "_pack", after=lambda *_: packed.release())
+    run(tmp_path / "fc.zarr", lead="4D", members=2, time="2020-03-01")
+    assert packed._value == 2 * len(run(None))  # of the last lead of either region
+
+
+@pytest.mark.parametrize("lead", [0, 3])
+def test_a_lead_that_cannot_be_packed_is_our_error_and_its_region_is_not_claimed(tmp_path, monkeypatch, lead):
+    expected, calls = run(None), itertools.count()
+
+    def fail(*_):
+        if next(calls) == lead * len(expected) + 2:
+            raise MemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        wrap(patch, Shards, "pack", fail)
+        with pytest.raises(StoreError, match="can't be written. Found .*no more"):
+            run(tmp_path / "fc.zarr")
+    done = xmosaic.written(tmp_path / "fc.zarr").values
+    assert next(calls) > lead * len(expected) + 2 and done.sum() == 2 * (lead // 2) * 2
+    same(run(tmp_path / "fc.zarr"), expected)
 
 
 @pytest.mark.parametrize("victim", [0, 3])
@@ -129,7 +162,7 @@ def test_one_array_that_fails_is_our_error_and_its_region_is_not_claimed(tmp_pat
     expected, failed, late, ended = run(None), [], [], threading.Event()
     name = list(expected)[victim]
 
-    def pack(sink, region, array, values):
+    def pack(sink, region, array, *_):
         if array == name and region[1].start == 2:
             failed.append(region)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -138,7 +171,7 @@ def test_one_array_that_fails_is_our_error_and_its_region_is_not_claimed(tmp_pat
         late.append(ended.is_set())
 
     with monkeypatch.context() as patch:
-        wrap(patch, ZarrSink, "_pack", pack, written)
+        wrap(patch, ZarrSink, "_write_array", pack, written)
         wrap(patch, Lock, "check", after=lambda lock: time.sleep(0.05))  # in the middle of packing
         wrap(patch, Lock, "release", lambda lock: ended.set())
         with pytest.raises(StoreError, match="can't be written. Found .*No space left.*fields are kept"):
@@ -206,12 +239,14 @@ def test_regions_that_share_a_file_are_written_by_one_thread(tmp_path, monkeypat
     """As no call of ours lays them out: what begins a store so, another must still end right."""
     plain, threads = encoding.layouts, set()
     monkeypatch.setattr(sink, "layouts", lambda v, members, leads, bits: plain(v, members, 5, bits))
-    wrap(monkeypatch, ZarrSink, "_pack", before=lambda *_: threads.add(threading.get_ident()))
+    wrap(monkeypatch, ZarrSink, "_write_array", before=lambda *_: threads.add(threading.get_ident()))
     same(run(tmp_path / "fc.zarr"), run(None))
     assert len(threads) == 1
     monkeypatch.undo()
     monkeypatch.setattr(encoding, "SHARD_LEADS", 2)
-    wrap(monkeypatch, ZarrSink, "_pack", before=lambda *_: (threads.add(threading.get_ident()), time.sleep(0.01)))
+    wrap(
+        monkeypatch, ZarrSink, "_write_array", before=lambda *_: (threads.add(threading.get_ident()), time.sleep(0.01))
+    )
     threads.clear()
     run(tmp_path / "other.zarr")
     assert len(threads) > 1
@@ -247,15 +282,18 @@ def test_a_shard_has_the_bytes_that_zarr_gives_it(tmp_path_factory, front, shard
     values = np.random.default_rng(seed).normal(size=(*front, *points)).astype(np.float32)
     if seed % 2:
         values[:, :, :, 0] = np.nan  # a level that isn't predicted
+    if seed % 3:
+        values[np.random.default_rng(seed + 1).random(front) < 0.5] = np.nan  # chunks, and shards, that aren't stored
     theirs, ours = tmp_path_factory.mktemp("theirs"), tmp_path_factory.mktemp("ours")
     lay_out(theirs, values.shape, shard, codecs)[...] = values
     array = lay_out(ours, values.shape, shard, codecs)
     shards, store = Shards.of(array), SyncedStore(ours)
     for member in range(0, front[1], shard[0]):  # region by region, as a forecast comes
         region = (slice(0, front[0]), slice(member, min(member + shard[0], front[1])), slice(0, front[2]))
-        assert shards.take(region, values[region])
-        shards.write(store, region, values[region])
-    assert files(ours) == files(theirs) and files(ours)
+        assert shards.take(region)
+        leads = [shards.pack(values[*region[:2], k : k + 1]) for k in range(front[2])]  # lead by lead too
+        shards.write(store, region, np.concatenate(leads, axis=2))
+    assert files(ours) == files(theirs) and (files(ours) or np.isnan(values).all())
     np.testing.assert_array_equal(array[...], values)
 
 
@@ -288,18 +326,23 @@ def test_an_index_that_comes_first_is_left_to_zarr():
     assert array.shards == (2, 2, 3) and Shards.of(array) is None
 
 
-def test_parts_of_shards_and_chunks_of_nan_are_left_to_zarr():
-    """The one would undo what others wrote, the other isn't stored."""
-    shards, values = Shards.of(lay_out(None, (1, 4, 5, 2, 3), (2, 2))), np.ones((1, 2, 2, 2, 3), np.float32)
+def test_parts_of_shards_are_left_to_zarr():
+    """They would undo what others wrote."""
+    shards = Shards.of(lay_out(None, (1, 4, 5, 2, 3), (2, 2)))
     members, leads = slice(2, 4), slice(2, 4)
-    assert shards.take((slice(0, 1), members, leads), values)
-    assert shards.take((slice(0, 1), members, slice(4, 5)), values[:, :, :1])  # the last lead
-    assert not shards.take((slice(0, 1), members, slice(3, 5)), values)
-    assert not shards.take((slice(0, 1), slice(2, 3), leads), values[:, :1])
-    values[0, 1, 0, 0] = np.nan  # a level that isn't predicted
-    assert shards.take((slice(0, 1), members, leads), values)
-    values[0, 1, 0, 1] = np.nan
-    assert not shards.take((slice(0, 1), members, leads), values)
+    assert shards.take((slice(0, 1), members, leads))
+    assert shards.take((slice(0, 1), members, slice(4, 5)))  # the last lead
+    assert not shards.take((slice(0, 1), members, slice(3, 5)))
+    assert not shards.take((slice(0, 1), slice(2, 3), leads))
+
+
+def test_a_shard_of_nan_takes_the_place_of_one_that_was_there(tmp_path):
+    array = lay_out(tmp_path, (1, 2, 2, 2, 3), (2, 2))
+    shards, region = Shards.of(array), (slice(0, 1), slice(0, 2), slice(0, 2))
+    for value in (1, np.nan):
+        shards.write(SyncedStore(tmp_path), region, shards.pack(np.full(array.shape, value, np.float32)))
+        np.testing.assert_array_equal(array[...], np.full(array.shape, value))
+    assert not files(tmp_path)
 
 
 def test_the_curve_is_the_one_in_the_book():

@@ -226,7 +226,8 @@ def stopwatches() -> Iterator[Spent]:
         (Fields, "physical", "states to physical fields"),
         (MemorySink, "write", "into memory"),
         (ZarrSink, "write", "into pieces, and waiting for the writer"),
-        (ZarrSink, "_pack", "packed and written, in several threads"),
+        (ZarrSink, "_pack", "packed, in several threads"),
+        (ZarrSink, "_write_array", "written, or waiting for packing, in these threads"),
         (ZarrSink, "_store", "waited for packing and the disk, recorded"),
     ):
         before.append((owner, name, getattr(owner, name)))

@@ -1,8 +1,9 @@
-"""Shards packed chunk by chunk straight into their files, with the bytes that zarr would write.
+"""Shards packed chunk by chunk, as soon as a chunk is there, into files with the bytes that zarr would write.
 
-zarr packs a shard's chunks, then joins them, then writes: copies in new memory, and tasks of an event loop for each
-chunk and codec, which hold Python's lock for most of a second per GB, so that threads can't share the work. Here a
-chunk is in its file before the next one is packed, and nearly all of the time passes in calls that let go of that lock.
+zarr is given a whole shard, packs its chunks, joins them, then writes: copies in new memory, and tasks of an event loop
+for each chunk and codec, which hold Python's lock for most of a second per GB, so that threads can't share the work.
+Here nearly all of the time passes in calls that let go of that lock, and of a shard of several leads only the last is
+still to be packed when it is whole.
 
 References
 ----------
@@ -74,40 +75,53 @@ class Shards:
         assert array.shards is not None
         return cls(array.basename, array.shape, array.shards, array.chunks, blosc, codecs[2:] == [_CRC])
 
-    def take(self, region: tuple[slice, ...], values: np.ndarray) -> bool:
-        """Whether a region is of whole shards, with no chunk that zarr may leave out, as it does if all is NaN."""
-        whole = (
+    def take(self, region: tuple[slice, ...]) -> bool:
+        """Whether a region is of whole shards."""
+        return all(
             s.start % n == 0 and (s.stop % n == 0 or s.stop == length)
             for s, n, length in zip(region, self.shard, self.lengths, strict=False)
         )
-        return all(whole) and not self._blanks(values)
 
-    def _blanks(self, values: np.ndarray) -> bool:
-        """Whether a chunk is NaN from its first value to its last; levels that a variable lacks are NaN in others."""
-        firsts = values[tuple(slice(None, None, c) for c in self.chunk)]
-        across = tuple(d for d, c in enumerate(self.chunk) if c > 1)
-        return bool(np.isnan(firsts).any() and np.isnan(values).all(axis=across).any())
+    def pack(self, values: np.ndarray) -> np.ndarray:
+        """Pack some chunks, whose values are given as they lie in the array.
 
-    def write(self, store: SyncedStore, region: tuple[slice, ...], values: np.ndarray) -> None:
-        """Write a region that `take` agrees to; each file has its name once it is whole."""
+        Returns
+        -------
+        object array, a place for each chunk along each dimension
+            Bytes; None for a chunk that is all NaN, which isn't stored.
+        """
+        grid = tuple(-(-n // c) for n, c in zip(values.shape, self.chunk, strict=True))
+        packed = np.empty(grid, object)
+        for place in np.ndindex(*grid):
+            chunk = values[tuple(slice(p * c, (p + 1) * c) for p, c in zip(place, self.chunk, strict=True))]
+            # levels that a variable lacks are NaN in a chunk that is stored
+            if not (np.isnan(chunk.flat[0]) and np.isnan(chunk).all()):
+                packed[place] = self.blosc.encode(np.ascontiguousarray(chunk, "<f4").reshape(-1).view("B"))
+        return packed
+
+    def write(self, store: SyncedStore, region: tuple[slice, ...], packed: np.ndarray) -> None:
+        """Write a region that `take` agrees to, of what `pack` made; each file has its name once it is whole."""
         begins = [s.start for s in region] + [0] * (len(self.lengths) - len(region))
-        counts = [-(-length // n) for length, n in zip(values.shape, self.shard, strict=True)]
+        grid = tuple(n // c for n, c in zip(self.shard, self.chunk, strict=True))
+        counts = [-(-length // n) for length, n in zip(packed.shape, grid, strict=True)]
         for k in np.ndindex(*counts):
             place = [b // n + i for b, n, i in zip(begins, self.shard, k, strict=True)]
-            part = tuple(slice(i * n, (i + 1) * n) for i, n in zip(k, self.shard, strict=True))
-            with store.fill("/".join(map(str, (self.name, "c", *place)))) as file:
-                self._pack(file, values[part])
+            part = packed[tuple(slice(i * n, (i + 1) * n) for i, n in zip(k, grid, strict=True))]
+            key = "/".join(map(str, (self.name, "c", *place)))
+            if all(chunk is None for chunk in part.flat):
+                (store.root / key).unlink(missing_ok=True)  # as zarr does
+                continue
+            with store.fill(key) as file:
+                self._join(file, part, grid)
 
-    def _pack(self, file: BinaryIO, values: np.ndarray) -> None:
-        grid = tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
+    def _join(self, file: BinaryIO, packed: np.ndarray, grid: tuple[int, ...]) -> None:
         index, at = np.full((*grid, 2), _ABSENT, "<u8"), 0
         for place in _morton(grid):
-            where = tuple(slice(p * c, (p + 1) * c) for p, c in zip(place, self.chunk, strict=True))
-            chunk = values[where]
-            if chunk.size == 0:  # the array ends within this shard
+            within = all(p < n for p, n in zip(place, packed.shape, strict=True))  # the array may end in this shard
+            chunk = packed[place] if within else None
+            if chunk is None:
                 continue
-            packed = self.blosc.encode(np.ascontiguousarray(chunk, "<f4").reshape(-1).view("B"))
-            size = file.write(packed) + (file.write(_crc(packed)) if self.checked else 0)
+            size = file.write(chunk) + (file.write(_crc(chunk)) if self.checked else 0)
             index[place], at = (at, size), at + size
         table = index.tobytes()
         file.write(table + _crc(table))

@@ -62,8 +62,9 @@ class Request:
 class _Filling(threading.local):
     """What a thread is filling: several blocks are made at the same time, each in a thread of its own."""
 
-    where: tuple[slice, slice, int] | None = None
+    region: Region | None = None
     fields: Mapping[str, np.ndarray] = {}
+    packed: Mapping[str, list[Future[np.ndarray]]] = {}  # by lead, of the arrays that needn't wait for the others
 
 
 class ZarrSink:
@@ -83,8 +84,8 @@ class ZarrSink:
     Notes
     -----
     Memory, however slow the store: a region (at most `SHARD_BYTES`) for each thread that calls `write`, one that is
-    recorded and one that waits; all of them may be packed meanwhile. Into a folder each packer holds one chunk, packed;
-    elsewhere, where zarr packs, an array's shard twice.
+    recorded and one that waits; all of them may be packed meanwhile. Into a folder each lead is packed as it comes, and
+    what that gives is kept until its region is written; elsewhere, where zarr packs, an array's shard twice.
     """
 
     def __init__(self, store: Store, request: Request) -> None:
@@ -242,13 +243,25 @@ class ZarrSink:
         """Take the fields of one lead, (start, member, ...); leads of a block come in order, from one thread."""
         filling, first = self._filling, lead - lead % self._leads
         count = min(self._leads, self._request.lengths[2] - first)
-        if filling.where != (starts, members, first):
-            filling.where = (starts, members, first)
+        region = starts, members, slice(first, first + count)
+        if filling.region != region:
+            filling.region = region
             filling.fields = self._blank({n: (*v.shape[:2], count, *v.shape[2:]) for n, v in fields.items()})
+            filling.packed = {n: [] for n, shards in self._shards.items() if shards.take(self._key(region))}
+        here = slice(lead - first, lead - first + 1)
         for name, values in fields.items():
-            filling.fields[name][:, :, lead - first] = values
+            filling.fields[name][:, :, here] = values[:, :, np.newaxis]
+            if name in filling.packed:
+                assert self._packers is not None
+                filling.packed[name].append(
+                    self._packers.submit(self._pack, name, filling.fields[name][:, :, here])
+                )
         if lead - first == count - 1:
-            self._hand_over((starts, members, slice(first, first + count)))
+            self._hand_over(region)
+
+    def _key(self, region: Region) -> tuple[slice, ...]:
+        """Where a region is in the arrays."""
+        return region[1:] if self._request.scalar else region
 
     def _blank(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
         """Arrays to fill; those of a region that is written, if they fit: new memory costs more than filling it."""
@@ -262,38 +275,50 @@ class ZarrSink:
     def _hand_over(self, region: Region) -> None:
         assert self._writer is not None
         filling = self._filling
-        fields, filling.fields, filling.where = filling.fields, {}, None
+        fields, packed = filling.fields, filling.packed
+        filling.region, filling.fields, filling.packed = None, {}, {}
         self.check()
-        packed = []
+        written = []
         if self._packers is not None:
-            packed = [self._packers.submit(self._pack, region, name, values) for name, values in fields.items()]
-        self._writer.put(functools.partial(self._store, region, fields, packed))
+            written = [
+                self._packers.submit(self._write_array, region, name, values, packed.get(name))
+                for name, values in fields.items()
+            ]
+        self._writer.put(functools.partial(self._store, region, fields, written))
 
-    def _store(self, region: Region, fields: Mapping[str, np.ndarray], packed: Sequence[Future[None]]) -> None:
+    def _store(self, region: Region, fields: Mapping[str, np.ndarray], written: Sequence[Future[None]]) -> None:
         """Wait for the data; then, once those last, the record. One thread does this, region by region."""
         assert self._record is not None
-        for future in packed:
+        for future in written:
             future.result()
         if self._packers is None:
             for name, values in fields.items():
-                self._pack(region, name, values)
+                self._write_array(region, name, values)
         with self._guard:
             self._spare.append(fields)
         self._place.sync()
         self._record.commit(region)
         self._place.sync()
 
-    def _pack(self, region: Region, name: str, values: np.ndarray) -> None:
+    def _pack(self, name: str, values: np.ndarray) -> np.ndarray:
+        values = round_bits(values, self._request.keep_bits)
+        return self._shards[name].pack(values[0] if self._request.scalar else values)
+
+    def _write_array(
+        self, region: Region, name: str, values: np.ndarray, packed: Sequence[Future[np.ndarray]] | None = None
+    ) -> None:
+        """Write an array's part of a region: what its leads were packed to, once they are, or what zarr packs."""
         self._lock.check()
+        key = self._key(region)
+        if packed is not None:
+            # no packer waits for what none has begun: they begin in the order of submission
+            chunks = np.concatenate([future.result() for future in packed], axis=len(key) - 1)
+            self._shards[name].write(self._place.store, key, chunks)
+            return
         if self._request.keep_bits is not None:
             for k in np.ndindex(values.shape[:3]):  # a chunk at a time: what that takes stays small
                 values[k] = round_bits(values[k], self._request.keep_bits)
-        key, values = (region[1:], values[0]) if self._request.scalar else (region, values)
-        shards = self._shards.get(name)
-        if shards is not None and shards.take(key, values):
-            shards.write(self._place.store, key, values)
-        else:
-            self._group[name][key] = values
+        self._group[name][key] = values[0] if self._request.scalar else values
 
     def end_block(self) -> None:
         """Commit what a block has written, for stores that know commits."""
