@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 import warnings
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import make_dataset, make_model
 
 import xmosaic
 from xmosaic.errors import ArgumentError, MosaicError, StoreError
 from xmosaic.store import IncompleteForecast, ZarrSink, open_forecast
 from xmosaic.store.encoding import round_bits
+from xmosaic.store.record import _files
 
 MODEL = make_model()
 DS = make_dataset()
@@ -124,6 +128,30 @@ def test_what_waits_to_be_written_does_not_grow_with_lead(tmp_path, monkeypatch)
         run(tmp_path / f"{lead}.zarr", lead=lead, members=4, batch_size=4)
         assert len(most) == int(lead[:-1]) // 10
         assert piece <= max(most) <= 3 * piece
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory", "url"])
+@given(shape=st.tuples(*[st.integers(1, 4)] * 3), shards=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=4, deadline=None)
+def test_files_are_counted(kind, shape, shards, seed):
+    """Those of an array and of no other, also of one below the root and of one whose name begins alike."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = {
+            "folder": lambda: folder,
+            "memory": zarr.storage.MemoryStore,
+            "url": lambda: f"memory://{folder}",
+        }[kind]()
+        group = zarr.open_group(store, mode="a")
+        for path in ("z", "z2"):
+            how = {"chunks": (1, 1, 1), "shards": (1, 2, 2) if shards else None, "fill_value": 0}
+            array = group.create_array(f"in.ner/{path}", shape=shape, dtype="float32", **how)
+            assert _files(array) == 0
+            array[...] = np.random.default_rng([seed, len(path)]).integers(0, 2, shape)
+        for path in ("z", "z2"):
+            array = group[f"in.ner/{path}"]
+            whole = np.pad(array[...], [(0, 0), *[(0, n % 2) for n in shape[1:]]]) if shards else array[...]
+            pieces = whole.reshape(shape[0], -1, 2, whole.shape[2] // 2, 2).any((2, 4)) if shards else whole
+            assert _files(array) == np.count_nonzero(pieces)  # what is 0 everywhere isn't stored
 
 
 def test_the_next_steps_are_made_while_one_is_written(tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ A chunk of ``written`` is made once, whole, after the data that it speaks of; no
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -48,7 +50,7 @@ class Record:
     def __init__(self, group: Any) -> None:
         held = group[RECORD]
         self._written, self._inputs = held["written"], held["inputs"]
-        self.done: np.ndarray = np.asarray(self._written)
+        self.done = _done(group)
         self._digests: np.ndarray = np.asarray(self._inputs)
         verify(group, self.done)
 
@@ -75,6 +77,38 @@ class Record:
         """Write a start's digest down."""
         self._digests[start] = np.frombuffer(digest, np.uint8)
         self._inputs[start] = self._digests[start]
+
+
+def _done(group: Any) -> np.ndarray:
+    """What has been written, bool (time, number, prediction_timedelta).
+
+    A season has tens of thousands of commits, a third of a millisecond each to read or not to find. They are counted,
+    which is quick, and not asked for if there is none, or all are there of a store that says that it is whole.
+    """
+    held = group[f"{RECORD}/written"]
+    found = _files(held)
+    if found == (held.nchunks if STATUS not in group.attrs else 0):
+        return np.full(held.shape, found > 0)
+    return np.asarray(held)
+
+
+def _files(array: Any) -> int:
+    """How many shards of an array there are, or chunks if it has no shards.
+
+    zarr counts them too, in a time that grows with their square: minutes for a season.
+    """
+    from zarr.core.sync import sync
+    from zarr.storage import LocalStore
+
+    if isinstance(array.store, LocalStore):  # its listing makes a path of each, and asks the system about it
+        folders = os.walk(array.store.root / array.path / "c")
+        return sum(name.isdigit() for *_, names in folders for name in names)
+
+    async def keys() -> list[str]:
+        return [key async for key in array.store.list_prefix(f"{array.path}/")]
+
+    shard = re.compile(rf"{re.escape(array.path)}/c(/\d+)+")
+    return sum(shard.fullmatch(key) is not None for key in sync(keys()))
 
 
 def create_record(group: Any, settings: Mapping[str, Any]) -> None:
@@ -233,7 +267,7 @@ def _written(store: Store) -> tuple[xr.DataArray, xr.Dataset | None]:
         held: Any = group[RECORD].attrs.asdict()
         if not held["ready"]:
             return _nothing_yet(held["settings"]), None
-        done, ds = np.asarray(group[f"{RECORD}/written"]), opened(source)
+        done, ds = _done(group), opened(source)
         verify(group, done)
     except StoreError as error:
         raise StoreError(str(error).replace("The store", f"The store {label(store)}", 1)) from None
@@ -324,14 +358,11 @@ def _lost_labels(ds: xr.Dataset, settings: Mapping[str, Any]) -> list[str]:
 
 def _lost_pieces(group: Any, ds: xr.Dataset, done: np.ndarray) -> list[str]:
     """Variables that have fewer files than have been completed."""
-    shape = group[f"{RECORD}/written"].chunks
-    places = np.argwhere(done) // np.array(shape)
-    expected = len(np.unique(places, axis=0)) if len(places) else 0
-    lost = {}
-    for name in ds.data_vars:
-        array = group[name]
-        each = int(np.prod(np.array(array.shards or array.chunks) // np.array(array.chunks)))
-        lost[name] = expected - array.nchunks_initialized // each
+    begun = done
+    for axis, size in enumerate(group[f"{RECORD}/written"].chunks):
+        begun = np.logical_or.reduceat(begun, range(0, done.shape[axis], size), axis)
+    expected = int(begun.sum())
+    lost = {name: expected - _files(group[name]) for name in ds.data_vars}
     return [f"{count} of {expected} files of {name} gone" for name, count in lost.items() if count > 0]
 
 

@@ -182,7 +182,8 @@ class ZarrSink:
         labels = {str(name): {"compressors": sealed()} for name in request.template.coords}
         data = {}
         for name, v in request.variables.items():
-            blank = dask.array.full(v.shape, np.nan, chunks=encoding[name]["shards"], dtype=np.float32)
+            # one piece, which nobody computes: a season has half a million shards, and as many tasks take minutes
+            blank = dask.array.full(v.shape, np.nan, chunks=-1, dtype=np.float32)
             data[name] = (v.dims, blank, v.attrs)
         request.template.assign(data).to_zarr(
             self._place.store, mode="a", compute=False, zarr_format=3, consolidated=False, encoding=encoding | labels
@@ -253,9 +254,7 @@ class ZarrSink:
             filling.fields[name][:, :, here] = values[:, :, np.newaxis]
             if name in filling.packed:
                 assert self._packers is not None
-                filling.packed[name].append(
-                    self._packers.submit(self._pack, name, filling.fields[name][:, :, here])
-                )
+                filling.packed[name].append(self._packers.submit(self._pack, name, filling.fields[name][:, :, here]))
         if lead - first == count - 1:
             self._hand_over(region)
 
