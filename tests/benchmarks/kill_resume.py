@@ -2,11 +2,12 @@
 
 ``python tests/benchmarks/kill_resume.py [KILLS]`` (60 by default) kills processes with SIGKILL at random points, two
 fifths of them from outside after a random time, the rest at a random step, write or sync,
-three to a store, and goes on.
+three to a store, and goes on. Whatever takes more than a minute ends with the stacks of all threads.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -26,7 +27,8 @@ import xmosaic
 from xmosaic.errors import StoreError
 from xmosaic.store import encoding, open_forecast
 
-PER_STORE = 3
+PER_STORE, LIMIT = 3, 60
+os.environ["PYTHONFAULTHANDLER"] = "1"  # for the processes that are killed
 
 
 def kill(store: Path, rng: np.random.Generator, k: int) -> str:
@@ -40,7 +42,10 @@ def kill(store: Path, rng: np.random.Generator, k: int) -> str:
     else:
         point = faults.POINTS[int(rng.integers(len(faults.POINTS)))]
         process = faults.start(store, point, int(rng.integers(0, {"step": 12, "sync": 90}.get(point, 45))))
-    process.join()
+    process.join(LIMIT)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGABRT)  # tells where it is
+        raise SystemExit(f"a process that was to end ({point}, in {store}) hangs")
     return point if process.exitcode == -signal.SIGKILL else "finished first"
 
 
@@ -69,11 +74,14 @@ def main() -> None:
         while sum(n for p, n in kills.items() if p != "finished first") < wanted:
             store = Path(folder) / f"{stores}.zarr"
             for k in range(PER_STORE):
+                faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
                 kills[kill(store, rng, PER_STORE * stores + k)] += 1
                 looked, true = looked + 1, true + honest(store, expected)
+            faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
             got = faults.forecast(store).load()
             same = all(np.array_equal(got[n].values, expected[n].values, equal_nan=True) for n in expected)
             stores, identical = stores + 1, identical + same
+    faulthandler.cancel_dump_traceback_later()
     print("| killed | times |\n|---|---|")
     for point, count in sorted(kills.items()):
         print(f"| {point} | {count} |")
