@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -23,6 +24,8 @@ from xmosaic.errors import StoreError
 from xmosaic.store import encoding
 from xmosaic.store import lock as locks
 from xmosaic.store.owner import HELD, Owner
+from xmosaic.store.record import Record
+from xmosaic.store.synced import SyncedStore
 from xmosaic.variables import Schema
 
 MODEL, DS = make_model(), make_dataset()
@@ -189,9 +192,12 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bits(tmp_path, expected,
     assert not list((tmp_path / "fc.zarr").rglob("*.partial"))
 
 
-@pytest.mark.parametrize("count", [3, 11, 19])
-def test_killed_while_the_store_is_laid_out(tmp_path, expected, count):
-    process = faults.start(tmp_path / "fc.zarr", "before a write", count)
+@pytest.mark.parametrize(
+    ("point", "count"),
+    [("half a write", 0), ("before a write", 3), ("before a write", 11), ("before a write", 19)],
+)
+def test_killed_while_the_store_is_laid_out(tmp_path, expected, point, count):
+    process = faults.start(tmp_path / "fc.zarr", point, count)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     same(forecast(tmp_path / "fc.zarr"), expected)
@@ -204,15 +210,23 @@ def broken(monkeypatch, number, count):
     """Writes from the count-th on fail, as on a full or broken disk."""
     import zarr.storage._local as local
 
-    put, left = local._put, [count]
+    put, fill, left = local._put, SyncedStore.fill, [count]
 
-    def fail(path, value, exclusive=False):
+    def tick():
         left[0] -= 1
         if left[0] < 0:
             raise OSError(number, os.strerror(number))
+
+    def failing_put(path, value, exclusive=False):
+        tick()
         return put(path, value, exclusive)
 
-    monkeypatch.setattr(local, "_put", fail)
+    def failing_fill(store, key):
+        tick()
+        return fill(store, key)
+
+    monkeypatch.setattr(local, "_put", failing_put)
+    monkeypatch.setattr(SyncedStore, "fill", failing_fill)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +259,74 @@ def test_a_disk_that_fails_to_sync_is_our_error_and_claims_nothing(tmp_path, mon
             run(tmp_path / "fc.zarr")
     is_honest(tmp_path / "fc.zarr", expected)
     same(run(tmp_path / "fc.zarr"), expected)
+
+
+@pytest.mark.parametrize("left", ["empty", "nothing"])
+def test_what_a_machine_without_power_leaves_is_honest_and_gone_on_with(tmp_path, monkeypatch, expected, left):
+    """Files that the disk wasn't waited for are empty afterwards, or not there, though others that came later are."""
+    lasting, ends, fsync, rng = set(), [], os.fsync, np.random.default_rng(len(left))
+    moments = {*rng.choice(100, 2, replace=False), *rng.choice(np.arange(100, 190), 2, replace=False)}
+    store = tmp_path / "fc.zarr"
+
+    def identity(status):
+        return status.st_ino, status.st_mtime_ns
+
+    def cut():
+        """The store as it would be found."""
+        end = tmp_path / f"end{len(ends)}.zarr"
+        for file in store.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # others write on
+                kept = file.is_dir() or identity(file.stat()) in lasting
+                to = end / file.relative_to(store)
+                to.mkdir(parents=True, exist_ok=True) if file.is_dir() else None
+                if not file.is_dir() and (kept or left == "empty"):
+                    to.write_bytes(file.read_bytes() if kept else b"")
+        ends.append(end)
+
+    def note(handle):
+        fsync(handle)
+        lasting.add(identity(os.fstat(handle)))
+        count[0] += 1
+        if count[0] in moments:
+            cut()
+
+    count = [0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", note)
+        run(store)
+    assert len(ends) == len(moments)
+    kept = []
+    for end in ends:
+        end.mkdir(exist_ok=True)
+        kept.append(is_honest(end, expected))
+        same(run(end), expected)
+        assert not list(end.rglob("*.partial"))
+    assert kept == sorted(kept) and kept[-1] > 0
+
+
+def test_a_forecast_that_broke_off_at_its_very_last_writes_ends_up_like_any_other(tmp_path, monkeypatch, expected):
+    fill, left, commit, commits = SyncedStore.fill, [], Record.commit, []
+
+    def failing(store, key):
+        if key == "zarr.json" and len(commits) == 8:  # two starts, two blocks of members, two shards of leads
+            left.append(key)
+            if len(left) == at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return fill(store, key)
+
+    for at in (1, 2):
+        left.clear()
+        commits.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(SyncedStore, "fill", failing)
+            patch.setattr(Record, "commit", lambda *given: (commit(*given), commits.append(given)))
+            with pytest.raises(StoreError, match="No space left"):
+                run(tmp_path / f"{at}.zarr")
+        assert len(left) == at
+        same(run(tmp_path / f"{at}.zarr"), expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of metadata that aren't consolidated
+            same(xr.open_zarr(tmp_path / f"{at}.zarr"), expected)
 
 
 class Flaky(zarr.storage.WrapperStore):

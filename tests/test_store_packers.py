@@ -293,6 +293,8 @@ def test_a_shard_has_the_bytes_that_zarr_gives_it(tmp_path_factory, front, shard
         assert shards.take(region)
         leads = [shards.pack(values[*region[:2], k : k + 1]) for k in range(front[2])]  # lead by lead too
         shards.write(store, region, np.concatenate(leads, axis=2))
+    assert not any(path.suffix != ".partial" for path in files(ours)), "named before it is on the disk"
+    store.sync()
     assert files(ours) == files(theirs) and (files(ours) or np.isnan(values).all())
     np.testing.assert_array_equal(array[...], values)
 
@@ -340,7 +342,9 @@ def test_a_shard_of_nan_takes_the_place_of_one_that_was_there(tmp_path):
     array = lay_out(tmp_path, (1, 2, 2, 2, 3), (2, 2))
     shards, region = Shards.of(array), (slice(0, 1), slice(0, 2), slice(0, 2))
     for value in (1, np.nan):
-        shards.write(SyncedStore(tmp_path), region, shards.pack(np.full(array.shape, value, np.float32)))
+        store = SyncedStore(tmp_path)
+        shards.write(store, region, shards.pack(np.full(array.shape, value, np.float32)))
+        store.sync()
         np.testing.assert_array_equal(array[...], np.full(array.shape, value))
     assert not files(tmp_path)
 
@@ -363,7 +367,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_shard(tmp_path, monkeypatch, cou
     @contextmanager
     def fill(store, key):
         with plain(store, key) as file:
-            yield Full(file)
+            yield Full(file) if "/c/" in key and "record" not in key else file
 
     class Full:
         def __init__(self, file):

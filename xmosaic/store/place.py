@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Store = Any  # path, URL, zarr.abc.store.Store or icechunk.Repository
 
 _BRANCH = "main"
+PARTIAL = re.compile(r"zarr\.\w+\.partial")  # a group's or array's metadata, before they have their name
 
 
 class Place:
@@ -92,6 +93,11 @@ class Place:
         """Return once everything written lasts, where that is up to this process."""
         if hasattr(self.store, "sync"):
             self.store.sync()
+
+    def discard(self) -> None:
+        """Remove what is written half, or whole but not on the disk yet, of a forecast that ends in an error."""
+        if hasattr(self.store, "discard"):
+            self.store.discard()
 
     def sweep(self) -> None:
         """Remove what a killed process had written half: zarr gives a file its name when it is whole."""

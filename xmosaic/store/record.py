@@ -142,10 +142,7 @@ def held_settings(group: Any) -> dict[str, Any] | None:
     StoreError
         If it holds something else, or another version's record.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a folder that holds nothing but our lock yet
-        found = {*group.array_keys(), *group.group_keys()}
-    if RECORD in found:
+    if RECORD in group:
         attributes = dict(group[RECORD].attrs)
         if attributes.get("format") != FORMAT:
             raise StoreError(
@@ -157,6 +154,9 @@ def held_settings(group: Any) -> dict[str, Any] | None:
                 )
             )
         return dict(attributes["settings"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a folder that holds nothing but our lock yet
+        found = {*group.array_keys(), *group.group_keys()}
     if found:
         raise StoreError(
             explain(
@@ -213,17 +213,28 @@ def differing_input(place: str, start: Any) -> StoreError:
 
 
 def mark(group: Any, complete: bool) -> None:
-    """Say in the root's attributes that the forecast isn't whole yet, or no longer say it."""
+    """Say in the root's attributes that the forecast isn't whole yet, or no longer say it.
+
+    What says that it is whole is the last write of all: after a kill before it the next call comes here again.
+    """
+    attributes = {k: v for k, v in group.attrs.asdict().items() if k != STATUS}
+    if not complete:
+        group.attrs.put(attributes | {STATUS: _INCOMPLETE})
+    root = _consolidated(group)
+    if complete:
+        root.attrs.put(attributes)
+
+
+def _consolidated(group: Any) -> Any:
+    """A root that holds all metadata below it, and keeps them; the same where a store needs no such thing."""
     import zarr
 
-    attributes = {k: v for k, v in group.attrs.asdict().items() if k != STATUS}
-    group.attrs.put(attributes if complete else attributes | {STATUS: _INCOMPLETE})
     if not group.store.supports_consolidated_metadata:
-        return
+        return group
     with warnings.catch_warnings():
         # not part of Zarr's specification yet, but without it xarray warns whoever opens the store
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-        zarr.consolidate_metadata(group.store)
+        return zarr.consolidate_metadata(group.store)
 
 
 def written(store: Store) -> xr.DataArray:

@@ -100,7 +100,7 @@ class Shards:
         return packed
 
     def write(self, store: SyncedStore, region: tuple[slice, ...], packed: np.ndarray) -> None:
-        """Write a region that `take` agrees to, of what `pack` made; each file has its name once it is whole."""
+        """Write a region that `take` agrees to, of what `pack` made; files have their names after the next `sync`."""
         begins = [s.start for s in region] + [0] * (len(self.lengths) - len(region))
         grid = tuple(n // c for n, c in zip(self.shard, self.chunk, strict=True))
         counts = [-(-length // n) for length, n in zip(packed.shape, grid, strict=True)]

@@ -18,7 +18,7 @@ from ..errors import MosaicError, StoreError, explain
 from . import record, writer
 from .encoding import layouts, round_bits, sealed, shard_leads
 from .lock import Lock
-from .place import Place, Store, unwritable
+from .place import PARTIAL, Place, Store, unwritable
 from .shards import Shards
 from .writer import Writer
 
@@ -131,6 +131,7 @@ class ZarrSink:
             self._writer.stop()
         if self._packers is not None:
             self._packers.shutdown(wait=True, cancel_futures=True)
+        self._place.discard()
         self._spare.clear()
         self._lock.release()
 
@@ -139,7 +140,9 @@ class ZarrSink:
         if path is None or not path.exists():
             return
         names = {p.name for p in path.iterdir()} if path.is_dir() else {""}
-        if names and "zarr.json" not in names and names != {record.RECORD}:
+        # a process that was killed at its first write left the folder of its lock, and zarr.json in the making
+        begun = record.RECORD in names and all(name == record.RECORD or PARTIAL.fullmatch(name) for name in names)
+        if names and "zarr.json" not in names and not begun:
             do = "Choose another path"
             raise StoreError(explain(f"{path} exists and is no Zarr store", expected="a path that is free", do=do))
 
@@ -171,12 +174,14 @@ class ZarrSink:
 
     def _create(self, new: bool) -> None:
         import dask.array
+        from zarr.core.sync import sync
 
         request = self._request
         if new:
             record.create_record(self._group, request.settings)
-        for name in list(self._group.array_keys()):  # of a call that was killed before anything was written
-            del self._group[name]
+        else:  # of a call that was killed before anything was written; without power even metadata may be empty files
+            for name in (*request.template.coords, *request.variables):
+                sync(self._place.store.delete_dir(str(name)))
         self._members, self._leads = record.held_shard(self._group) or (self._members, self._leads)
         encoding = layouts(request.variables, self._members, self._leads, request.keep_bits)
         labels = {str(name): {"compressors": sealed()} for name in request.template.coords}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -13,12 +15,18 @@ from typing import Any, BinaryIO
 
 from zarr.storage import LocalStore
 
+from .record import RECORD
+
+# The root, whose attributes say that a forecast is whole, and the record.
+_LASTING = re.compile(rf"zarr\.json$|{RECORD}/")
+
 
 class SyncedStore(LocalStore):
     """zarr's store in a folder, with `sync`.
 
     A killed process loses nothing that it wrote, but a machine that loses power does: files in the system's cache,
-    and names of files in folders.
+    and names of files in folders. What a forecast's record says, and what it speaks of, is on the disk before it has
+    its name.
 
     Parameters
     ----------
@@ -28,10 +36,14 @@ class SyncedStore(LocalStore):
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self._written: set[Path] = set()
+        self._unnamed: dict[Path, Path] = {}
         self._guard = threading.Lock()
 
     async def set(self, key: str, value: Any) -> None:
         """Write a value, and remember that it isn't on the disk yet."""
+        if _LASTING.match(key):
+            await asyncio.to_thread(self._set_lasting, key, value)
+            return
         await super().set(key, value)
         self._remember(key)
 
@@ -42,12 +54,21 @@ class SyncedStore(LocalStore):
 
     def set_sync(self, key: str, value: Any) -> None:
         """Write a value, and remember that it isn't on the disk yet."""
+        if _LASTING.match(key):
+            self._set_lasting(key, value)
+            return
         super().set_sync(key, value)
         self._remember(key)
 
+    def _set_lasting(self, key: str, value: Any) -> None:
+        with self.fill(key) as file:
+            file.write(value.as_buffer_like())
+        self._name(self.root / key)
+        self._remember(key)  # its folder
+
     @contextmanager
     def fill(self, key: str) -> Iterator[BinaryIO]:
-        """Give a file to write to; it is the key's value once it is whole, and not before."""
+        """Give a file to write to; it is the key's value after the next `sync`, and not before."""
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{uuid.uuid4().hex}.partial")
@@ -55,13 +76,23 @@ class SyncedStore(LocalStore):
             with part.open("wb") as file:
                 yield file
                 file.flush()
-                # here, where several threads wait for the disk at the same time, and not in the one that records
-                _fsync(file.fileno())
-            part.replace(path)
+                _begin_writing(file.fileno())
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        self._remember(key)
+        with self._guard:
+            before, self._unnamed[path] = self._unnamed.get(path), part
+        if before is not None:
+            before.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> None:
+        """Give a file that was filled its name, once it is on the disk."""
+        part = self._unnamed[path]
+        with part.open("r+b") as file:
+            _fsync(file.fileno())
+        with self._guard:
+            part.replace(path)
+            del self._unnamed[path]
 
     def _remember(self, key: str) -> None:
         with self._guard:
@@ -70,12 +101,28 @@ class SyncedStore(LocalStore):
     def sync(self) -> None:
         """Wait until everything written so far is on the disk, with the folders that name it."""
         with self._guard:
+            filled = list(self._unnamed)
+        for path in filled:
+            self._name(path)
+        with self._guard:
             files, self._written = self._written, set()
-        folders = {folder for file in files for folder in file.parents if folder.is_relative_to(self.root)}
-        if files:
+        folders = {folder for file in (*filled, *files) for folder in file.parents if folder.is_relative_to(self.root)}
+        if folders:
             folders.add(self.root.parent)
         for path in (*files, *sorted(folders, reverse=True)):
             _flush(path)
+
+    def discard(self) -> None:
+        """Remove what was filled since the last `sync`."""
+        with self._guard:
+            while self._unnamed:
+                self._unnamed.popitem()[1].unlink(missing_ok=True)
+
+
+def _begin_writing(handle: int) -> None:
+    """Let the disk begin: who waits for it later, waits less. (That is what this advice does to pages not written.)"""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _flush(path: Path) -> None:
