@@ -230,9 +230,13 @@ def test_a_store_that_fails_stops_all(tmp_path, monkeypatch):
 def test_ctrl_c_while_devices_work(monkeypatch):
     """A real signal, in the thread that waits for the others."""
     on_forward(monkeypatch, lambda count: signal.raise_signal(signal.SIGINT) if count == 4 else time.sleep(0.01))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs beside itself ignores it
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run(lead="300D", every="300D", batch_size=1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(lead="300D", every="300D", batch_size=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 10
     assert no_thread_is_left()
 

@@ -300,6 +300,7 @@ class ZarrSink:
                 self._write_array(region, name, values)
         with self._guard:
             self._spare.append(fields)
+        self._lock.check()  # who has gone on with the store has removed what has no name yet
         self._place.sync()
         self._record.commit(region)
         self._place.sync()

@@ -9,7 +9,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -122,7 +122,8 @@ class SyncedStore(LocalStore):
 def _begin_writing(handle: int) -> None:
     """Let the disk begin: who waits for it later, waits less. (That is what this advice does to pages not written.)"""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):  # a file system that takes no advice; what is wrong with a disk, waiting for it tells
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _flush(path: Path) -> None:
