@@ -37,6 +37,7 @@ class SyncedStore(LocalStore):
         super().__init__(root, read_only=read_only)
         self._written: set[Path] = set()
         self._unnamed: dict[Path, Path] = {}
+        self._named: set[Path] = set()  # in folders that aren't on the disk yet
         self._guard = threading.Lock()
 
     async def set(self, key: str, value: Any) -> None:
@@ -64,7 +65,6 @@ class SyncedStore(LocalStore):
         with self.fill(key) as file:
             file.write(value.as_buffer_like())
         self._name(self.root / key)
-        self._remember(key)  # its folder
 
     @contextmanager
     def fill(self, key: str) -> Iterator[BinaryIO]:
@@ -93,6 +93,7 @@ class SyncedStore(LocalStore):
         with self._guard:
             part.replace(path)
             del self._unnamed[path]
+            self._named.add(path)
 
     def _remember(self, key: str) -> None:
         with self._guard:
@@ -106,7 +107,8 @@ class SyncedStore(LocalStore):
             self._name(path)
         with self._guard:
             files, self._written = self._written, set()
-        folders = {folder for file in (*filled, *files) for folder in file.parents if folder.is_relative_to(self.root)}
+            named, self._named = self._named, set()
+        folders = {folder for file in files | named for folder in file.parents if folder.is_relative_to(self.root)}
         if folders:
             folders.add(self.root.parent)
         for path in (*files, *sorted(folders, reverse=True)):
