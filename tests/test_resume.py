@@ -329,6 +329,15 @@ def test_a_forecast_that_broke_off_at_its_very_last_writes_ends_up_like_any_othe
             same(xr.open_zarr(tmp_path / f"{at}.zarr"), expected)
 
 
+def test_half_written_metadata_are_nothing_to_warn_a_reader_of(tmp_path, expected):
+    run(tmp_path / "fc.zarr")
+    (tmp_path / "fc.zarr" / "zarr.0123abcd.partial").write_bytes(b"{")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert xmosaic.written(tmp_path / "fc.zarr").all()
+        same(xmosaic.open_forecast(tmp_path / "fc.zarr"), expected)
+
+
 class Flaky(zarr.storage.WrapperStore):
     """A store of any kind whose writes fail, from some time on, as no OSError."""
 

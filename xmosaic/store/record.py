@@ -311,7 +311,7 @@ def opened(source: Store) -> xr.Dataset:
     import dask.array
     import zarr
 
-    ds = xr.open_zarr(source, consolidated=False)
+    ds = _decoded(source)
     group: Any = zarr.open_group(source, mode="r", use_consolidated=False)
     for name, v in ds.data_vars.items():
         if v.dtype == group[name].dtype and v.chunks is not None:  # nothing that xarray would have to decode
@@ -322,6 +322,13 @@ def opened(source: Store) -> xr.Dataset:
     for name in {*ds.coords} - {*ds.indexes}:  # small, and needed to choose what to read
         ds.variables[name].load(scheduler="synchronous")
     return ds
+
+
+def _decoded(source: Any, **options: Any) -> xr.Dataset:
+    with warnings.catch_warnings():
+        # metadata in the making, or of a process that was killed while it wrote them
+        warnings.filterwarnings("ignore", r"Object at .*\.partial is not recognized")
+        return xr.open_zarr(source, consolidated=False, **options)
 
 
 def verify(group: Any, done: np.ndarray) -> None:
@@ -335,7 +342,7 @@ def verify(group: Any, done: np.ndarray) -> None:
     """
     settings = group[RECORD].attrs["settings"]
     # without dask, whose threads a forked process would wait for in vain
-    ds = xr.open_zarr(group.store, consolidated=False, chunks=None)
+    ds = _decoded(group.store, chunks=None)
     lost = _lost_labels(ds, settings)
     if done.shape != (len(settings["starts"]), settings["members"], len(settings["leads"])):
         lost.append("a record of another shape")
