@@ -270,6 +270,14 @@ def _pictures() -> list[tuple[str, str]]:
     return found
 
 
+def test_tests_in_the_text_exist():
+    there = {
+        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 15 and named <= there, named - there
+
+
 def test_every_picture_has_a_text_for_who_does_not_see_it():
     pictures = _pictures()
     assert len(pictures) > 5
