@@ -253,6 +253,14 @@ def test_names_in_the_text_exist(page):
     assert set(re.findall(r"(?<![\w./-])xmosaic\.(?!toml)([A-Za-z]\w*)", text)) <= {*dir(xmosaic), *modules}
 
 
+def test_tests_in_the_text_exist():
+    there = {
+        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = {name for text in TEXTS.values() for name in re.findall(r"`(test_\w+)`", text)}
+    assert len(named) > 15 and named <= there, named - there
+
+
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -268,14 +276,6 @@ def _pictures() -> list[tuple[str, str]]:
             blocks = re.findall(r"```\{(?:image|figure)\}.*?```", page.read_text(), flags=re.DOTALL)
             found += [(page.name, (re.findall(r"^:alt: (.*)$", b, flags=re.MULTILINE) or [""])[0]) for b in blocks]
     return found
-
-
-def test_tests_in_the_text_exist():
-    there = {
-        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
-    }
-    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
-    assert len(named) > 15 and named <= there, named - there
 
 
 def test_every_picture_has_a_text_for_who_does_not_see_it():
